@@ -1,0 +1,460 @@
+"""The model: media and a question become one sequence of embeddings, which Qwen2 continues.
+
+Shapes: B rows (conversations), L sequence, H width of the language model, N videos, I images, S sounds (all three in the
+order in which their placeholders stand in the batch, row by row), T frames, P patches, D tower width, A audio tokens,
+Q words of the BERT query.
+"""
+
+import copy
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertModel,
+    LogitsProcessorList,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from humanomni.configuration import HumanOmniConfig
+from humanomni.errors import CheckpointError
+from humanomni.fusion import VideoProjector, audio_projector, fuse, query_gate
+from humanomni.towers import (
+    AudioTower,
+    VisionTower,
+    attach_tower_configs,
+    cached_snapshot,
+    first_line,
+    load_audio_tower,
+    load_vision_tower,
+    save_tower_folders,
+)
+
+logger = logging.getLogger(__name__)
+
+RAW_MEDIA = ("pixel_values_videos", "pixel_values", "input_features", "bert_input_ids", "bert_attention_mask")
+TOWER_PREFIXES = ("model.vision_tower.", "model.audio_tower.")
+FEATURES = ("video_features", "image_features", "audio_features", "query_features")
+
+
+class HumanOmniModel(Qwen2Model):
+    """The backbone: towers, projectors, gate and Qwen2's layers; returns the last hidden state.
+
+    A tower is built where its configuration is attached to `config`, and otherwise left out: a model that only sees
+    encoded features needs none.
+    """
+
+    config_class = HumanOmniConfig
+    input_modalities = ("video", "image", "audio", "text")
+
+    def __init__(self, config: HumanOmniConfig):
+        super().__init__(config)
+        self.vision_tower = None if config.vision_config is None else VisionTower(config).requires_grad_(False)
+        self.audio_tower = None if config.audio_config is None else AudioTower(config).requires_grad_(False)
+        self.mm_projector = VideoProjector(config)
+        self.audio_projector = audio_projector(config)
+        self.bert_model = BertModel(config.bert_config).requires_grad_(False)
+        self.bert_gate = query_gate(config)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "HumanOmniModel":
+        """As usual, except that encoders without a trainable weight stay in eval mode: BERT's dropout would make the
+        gate, and with it every log-probability, random."""
+        super().train(mode)
+        for encoder in (self.vision_tower, self.audio_tower, self.bert_model):
+            if encoder is not None and not any(weight.requires_grad for weight in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def encode(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        bert_input_ids: torch.Tensor | None = None,
+        bert_attention_mask: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Runs the encoders, once per clip; what comes out is what the trained parts start from.
+
+        Args:
+            pixel_values_videos: (N, T, 3, height, width) normalised frames.
+            pixel_values: (I, 3, height, width) normalised images.
+            input_features: (S, M, 3000) log-mel windows.
+            bert_input_ids, bert_attention_mask: (B, Q) the questions.
+
+        Returns:
+            Of `video_features` (N, T, P, D), `image_features` (I, 1, P, D), `audio_features` (S, A, D) and
+            `query_features` (B, D) those whose input was given.
+        """
+        features = {}
+        if pixel_values_videos is not None:
+            features["video_features"] = self._tower("vision_tower")(pixel_values_videos)
+        if pixel_values is not None:
+            features["image_features"] = self._tower("vision_tower")(pixel_values[:, None])
+        if input_features is not None:
+            features["audio_features"] = self._tower("audio_tower")(input_features)
+        if bert_input_ids is not None:
+            output = self.bert_model(input_ids=bert_input_ids, attention_mask=bert_attention_mask)
+            features["query_features"] = output.last_hidden_state[:, 0]
+        return features
+
+    def _tower(self, name: str) -> nn.Module:
+        tower = getattr(self, name)
+        if tower is None:
+            raise CheckpointError(f"the model was loaded without its {name}, but the batch holds raw media for it")
+        return tower
+
+    def project_video(self, features: torch.Tensor, query_features: torch.Tensor) -> torch.Tensor:
+        """Patch features (N, T, P, D) and a question for each (N, Dq) -> video tokens (N, V, H)."""
+        branches = self.mm_projector(features.to(_dtype(self.mm_projector)))
+        return fuse(branches, self.bert_gate(query_features.to(_dtype(self.bert_gate))))
+
+    def project_audio(self, features: torch.Tensor) -> torch.Tensor:
+        """Pooled audio features (S, A, D) -> audio tokens (S, A, H)."""
+        return self.audio_projector(features.to(_dtype(self.audio_projector)))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        video_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The sequence of embeddings (B, L, H): text from the embedding table, media tokens at their placeholders."""
+        placeholders = {
+            "video": self.config.video_token_id,
+            "image": self.config.image_token_id,
+            "audio": self.config.audio_token_id,
+        }
+        text_ids = input_ids
+        for token_id in placeholders.values():
+            if token_id is not None:  # a placeholder's own row of the table, if it has one, is never read
+                text_ids = text_ids.masked_fill(input_ids == token_id, 0)
+        embeds = self.embed_tokens(text_ids)
+
+        for kind, features in (("video", video_features), ("image", image_features)):
+            if features is not None:
+                here = input_ids == placeholders[kind]  # (B, L)
+                tokens_each = features.shape[1] * self.config.tokens_per_frame
+                queries = query_features.repeat_interleave(here.sum(dim=1) // tokens_each, dim=0)  # (N, Dq)
+                _check_count(kind, here, len(features) * tokens_each)
+                embeds = _put(embeds, here, self.project_video(features, queries))
+        if audio_features is not None:
+            here = input_ids == placeholders["audio"]
+            _check_count("audio", here, audio_features.shape[0] * audio_features.shape[1])
+            embeds = _put(embeds, here, self.project_audio(audio_features))
+        return embeds
+
+    def _run_absent(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Runs the parts whose media the batch lacks on one blank each, and returns a number to add nothing by.
+
+        ZeRO-3 gathers weights module by module: a process that skips a module other processes call would hang them.
+        """
+        weight = self.embed_tokens.weight
+        query = weight.new_zeros(1, self.config.bert_config.hidden_size)
+        vision, audio = self.config.vision_config, self.config.audio_config
+        total = weight.new_zeros(())
+        for name in ("video_features", "image_features"):
+            if name not in features:
+                blank = weight.new_zeros(1, 1, self.config.patch_grid**2, self.config.mm_hidden_size)
+                if self.vision_tower is not None:
+                    blank = self.vision_tower(weight.new_zeros(1, 1, 3, vision.image_size, vision.image_size))
+                total = total + self.project_video(blank, query).sum()
+        if "audio_features" not in features:
+            blank = weight.new_zeros(1, self.config.tokens_per_audio, self.config.audio_hidden_size)
+            if self.audio_tower is not None:
+                frames = 2 * audio.max_source_positions  # Whisper's second convolution halves them
+                blank = self.audio_tower(weight.new_zeros(1, audio.num_mel_bins, frames))
+            total = total + self.project_audio(blank).sum()
+        return total
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        bert_input_ids: torch.Tensor | None = None,
+        bert_attention_mask: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """input_ids (B, L) with raw media or encoded features (shapes: `encode`) -> last hidden state (B, L, H)."""
+        if inputs_embeds is None:
+            encoded = self.encode(pixel_values_videos, pixel_values, input_features, bert_input_ids, bert_attention_mask)
+            given = {
+                "video_features": video_features,
+                "image_features": image_features,
+                "audio_features": audio_features,
+                "query_features": query_features,
+            }
+            features = {name: value for name, value in {**given, **encoded}.items() if value is not None}
+            inputs_embeds = self.embed(input_ids, **features)
+            if is_deepspeed_zero3_enabled() and not kwargs.get("use_cache"):
+                inputs_embeds = inputs_embeds + 0 * self._run_absent(features)
+        return super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _check_count(kind: str, here: torch.Tensor, tokens: int) -> None:
+    places = int(here.sum())
+    if places != tokens:
+        raise ValueError(f"the batch has {places} {kind} placeholders for {tokens} {kind} tokens")
+
+
+def _put(embeds: torch.Tensor, here: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """embeds (B, L, H) with `tokens` (.., .., H), in order, at the true places of `here` (B, L)."""
+    return embeds.masked_scatter(here[..., None], tokens.to(embeds.dtype))
+
+
+class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
+    """HumanOmni with its language-model head: `model(**batch)` and `model.generate(**batch)` on a processor's batch."""
+
+    config_class = HumanOmniConfig
+    input_modalities = ("video", "image", "audio", "text")
+    # The towers' weights are read from folders of their own, as the release does; a checkpoint may repeat them.
+    _keys_to_ignore_on_load_unexpected = [r"^model\.(vision|audio)_tower\."]
+
+    def __init__(self, config: HumanOmniConfig):
+        super(Qwen2ForCausalLM, self).__init__(config)
+        self.model = HumanOmniModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *,
+        config: HumanOmniConfig | None = None,
+        vision_tower: str | None = None,
+        audio_tower: str | None = None,
+        bert_model: str | None = None,
+        load_towers: bool = True,
+        **kwargs,
+    ) -> "HumanOmniQwen2ForCausalLM":
+        """Loads a checkpoint folder (or cached hub id) of the release's format, and its towers.
+
+        Args:
+            config: read from the checkpoint where not given.
+            vision_tower, audio_tower, bert_model: folders or cached hub ids that replace those in `config.json`.
+            load_towers: False leaves SigLIP and Whisper out, for work on encoded features.
+            kwargs: as for any transformers model, e.g. `dtype`, `attn_implementation`.
+
+        Raises:
+            CheckpointError: a file, weight or tower is missing or does not fit.
+        """
+        folder = find_checkpoint(pretrained_model_name_or_path)
+        config = read_config(folder) if config is None else copy.deepcopy(config)
+        attach_tower_configs(
+            config, folder, {"mm_vision_tower": vision_tower, "mm_audio_tower": audio_tower, "mm_bert": bert_model}
+        )
+        if config.video_token_id is None:
+            from humanomni.processing import load_tokenizer, placeholder_ids  # processing imports this package's towers
+
+            set_placeholder_ids(config, placeholder_ids(load_tokenizer(folder)))
+        vision_config, audio_config = config.vision_config, config.audio_config
+        config.vision_config = config.audio_config = None  # the towers' weights are not the checkpoint's: added below
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except Exception as error:
+            raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
+        _check_weights(folder, config, info)
+        config = model.config
+        config.vision_config, config.audio_config = vision_config, audio_config
+        if load_towers:
+            model.model.vision_tower = load_vision_tower(config, model.dtype).to(model.device)
+            model.model.audio_tower = load_audio_tower(config, model.dtype).to(model.device)
+        model.eval()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(
+        self,
+        save_directory,
+        *,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        save_towers: bool = False,
+        **kwargs,
+    ) -> None:
+        """Writes the checkpoint with the release's key names, without the towers, which `config.json` points to.
+
+        Args:
+            save_towers: write the two towers and BERT's small files too, as folders inside `save_directory`, and let
+                `config.json` point to those: for a checkpoint that travels. Where a tower trains this is always done,
+                and the checkpoint repeats its weights, as the release's do.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        trained = any(
+            weight.requires_grad
+            for tower in (self.model.vision_tower, self.model.audio_tower)
+            if tower is not None
+            for weight in tower.parameters()
+        )
+        own = {key: value for key, value in state_dict.items() if trained or not key.startswith(TOWER_PREFIXES)}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=own, **kwargs)
+        if (save_towers or trained) and is_main_process:
+            save_tower_folders(self.config, state_dict, Path(save_directory))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        bert_input_ids: torch.Tensor | None = None,
+        bert_attention_mask: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """A processor's batch (media as in `HumanOmniModel.encode`) -> logits (B, L or `logits_to_keep`, vocabulary).
+
+        With `labels` (B, L; -100 where nothing is to be learnt) also the mean next-token cross-entropy, `loss`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values_videos=pixel_values_videos,
+            pixel_values=pixel_values,
+            input_features=input_features,
+            bert_input_ids=bert_input_ids,
+            bert_attention_mask=bert_attention_mask,
+            video_features=video_features,
+            image_features=image_features,
+            audio_features=audio_features,
+            query_features=query_features,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def generate(self, inputs=None, *, logits_processor=None, **kwargs):
+        """As `GenerationMixin.generate`; each clip is encoded once, and a placeholder is never generated."""
+        raw = {name: kwargs.pop(name) for name in RAW_MEDIA if kwargs.get(name) is not None}
+        encoded = self.model.encode(**raw)
+        never = [
+            token_id
+            for token_id in (self.config.image_token_id, self.config.video_token_id, self.config.audio_token_id)
+            if token_id is not None and token_id < self.config.vocab_size
+        ]
+        processors = LogitsProcessorList(logits_processor or [])
+        if never:
+            processors.append(SuppressTokensLogitsProcessor(never, device=self.device))
+        return super().generate(inputs, logits_processor=processors, **kwargs, **encoded)
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+        """The features enter with the prompt and live on in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in FEATURES:
+                inputs.pop(name, None)
+        return inputs
+
+
+def find_checkpoint(path: str | os.PathLike) -> Path:
+    """The folder of a checkpoint given by path or cached hub id.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.exists():
+        raise CheckpointError(f"{path} holds no config.json; pass the folder of a HumanOmni or R1-Omni checkpoint")
+    cached = cached_snapshot(str(path))
+    if cached is None:
+        raise CheckpointError(
+            f"{path} is neither a folder nor a cached hub model; run scripts/download_models.sh or mend --model_path"
+        )
+    return Path(cached)
+
+
+def read_config(folder: Path) -> HumanOmniConfig:
+    """The configuration of a checkpoint folder; CheckpointError where it is not one of HumanOmni's."""
+    try:
+        fields, _ = HumanOmniConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json does not read: {first_line(error)}") from error
+    if fields.get("model_type") != HumanOmniConfig.model_type:
+        raise CheckpointError(
+            f"model_type in {folder}/config.json is {fields.get('model_type')!r}, not {HumanOmniConfig.model_type!r}; "
+            f"pass a HumanOmni or R1-Omni checkpoint"
+        )
+    config = HumanOmniConfig.from_dict(fields)
+    config._name_or_path = str(folder)
+    return config
+
+
+def set_placeholder_ids(config: HumanOmniConfig, ids: dict[str, int]) -> None:
+    """Notes which token ids stand for media: `ids` maps `<image>`, `<video>` and `<audio>` to theirs."""
+    config.image_token_id, config.video_token_id, config.audio_token_id = (
+        ids["<image>"],
+        ids["<video>"],
+        ids["<audio>"],
+    )
+
+
+def _check_weights(folder: Path, config: HumanOmniConfig, info: dict) -> None:
+    """Complains of weights that are missing or misshapen (CheckpointError) or unknown (a warning)."""
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        meant = f"; mm_bert is {config.mm_bert}, pass --bert_model with another" if ".bert_" in key else ""
+        raise CheckpointError(f"{key} in {folder} has shape {tuple(found)}, config.json asks for {tuple(wanted)}{meant}")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} first; download or save it again"
+        )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        logger.warning("%s holds %d weights the model does not know, %s first", folder, len(unexpected), unexpected[0])
+
+
+AutoConfig.register(HumanOmniConfig.model_type, HumanOmniConfig)
+AutoModelForCausalLM.register(HumanOmniConfig, HumanOmniQwen2ForCausalLM)

@@ -1,0 +1,33 @@
+"""TRL's SFTTrainer with a learning rate of its own for the projectors, and tokens per second in the logs."""
+
+import time
+
+from trl import SFTTrainer
+
+from open_r1.training import split_projector_groups
+
+
+class HumanOmniSFTTrainer(SFTTrainer):
+    """Takes batches from `open_r1.data.SupervisedCollator`.
+
+    Args:
+        projector_learning_rate: of the projectors and the gate; None for the common one.
+    """
+
+    def __init__(self, *args, projector_learning_rate: float | None = None, **kwargs):
+        self.projector_learning_rate = projector_learning_rate
+        super().__init__(*args, **kwargs)
+        self._tokens_logged, self._time_logged = 0, time.monotonic()
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.projector_learning_rate is not None:
+            split_projector_groups(optimizer, self.model, self.projector_learning_rate)
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            now = time.monotonic()
+            logs["tokens_per_second"] = (self._total_train_tokens - self._tokens_logged) / (now - self._time_logged)
+            self._tokens_logged, self._time_logged = self._total_train_tokens, now
+        super().log(logs, start_time)
