@@ -438,7 +438,7 @@ def _copy_packets(container, stream, begin: float, stop: float, rate: int) -> tu
     """The packets around [begin, stop] seconds in a small file of the same format, without decoding.
 
     Returns it with the number of its first sample in the whole sound and the seconds it holds. decord's samples depend
-    on where packets begin between two samples of the new rate, so a copy that leaves out the head starts at a packet that
+    on where packets begin between two samples of the new rate, so a copy without the head starts at a packet that
     begins on one: then MP4, WAV, FLAC and AVI give exactly the samples of a full read. Other formats round their times
     and come within 25 ms, so they keep their head, which is exact too, up to _HEAD_SECONDS.
     """

@@ -1,4 +1,4 @@
-"""Builds small untrained checkpoints in the release's format, towers included: for the quickstart, tests and benchmarks.
+"""Builds small untrained checkpoints in the release's format, towers included, for quickstart, tests and benchmarks.
 
     python -m humanomni.tiny OUTPUT [--seed 0] [--geometry tiny|medium]
 
@@ -147,7 +147,7 @@ def build_checkpoint(folder: str | Path, seed: int = 0, geometry: Geometry = TIN
 
 def _write(folder: Path, seed: int, geometry: Geometry) -> None:
     special_ids = write_text_tokenizer(folder)
-    config = _configuration(geometry, special_ids)
+    config = configuration(geometry, special_ids)
     config.mm_vision_tower = str(folder / "vision_tower")
     config.mm_audio_tower = str(folder / "audio_tower")
     config.mm_bert = str(folder / "bert")
@@ -163,7 +163,8 @@ def _write(folder: Path, seed: int, geometry: Geometry) -> None:
     seeded_model(config, seed).save_pretrained(folder, save_towers=True)
 
 
-def _configuration(geometry: Geometry, special_ids: dict[str, int]) -> HumanOmniConfig:
+def configuration(geometry: Geometry, special_ids: dict[str, int]) -> HumanOmniConfig:
+    """The configuration of these sizes, towers attached but not placed; `special_ids` holds those of `TEXT_SPECIALS`."""
     return HumanOmniConfig(
         architectures=[HumanOmniQwen2ForCausalLM.__name__],
         hidden_size=geometry.hidden,
@@ -222,10 +223,11 @@ def seeded_model(config: HumanOmniConfig, seed: int) -> HumanOmniQwen2ForCausalL
 def seeded_weight(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     """The rule: normal numbers drawn by (seed, name), rounded to bfloat16.
 
-    Their standard deviation is 2 / sqrt(inputs of one output) in matrices and kernels, which gives attention a choice
-    and generated text some variety; 1 / sqrt(width) in embedding tables; 0.1 in biases, and around 1 in normalisations.
+    Their standard deviation is 2 / sqrt(inputs of one output) in matrices and kernels, which lets attention choose and
+    gives generated text some variety; 1 / sqrt(width) in embedding tables; 0.1 in biases; 0.1 around 1 in norms.
     """
-    numbers = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())])).standard_normal(shape, np.float32)
+    generator = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+    numbers = generator.standard_normal(shape, np.float32)
     if len(shape) > 1:
         numbers *= (1 if "embed" in name else 2) / math.sqrt(math.prod(shape[1:]))
     else:
@@ -236,7 +238,7 @@ def seeded_weight(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
 
 
 def write_text_tokenizer(folder: Path) -> dict[str, int]:
-    """Trains a byte-level BPE on `CORPUS`, writes it in the format of Qwen2's tokenizer, and returns the special ids."""
+    """Trains a byte-level BPE on `CORPUS`, writes it as Qwen2's tokenizer is written, and returns the special ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
@@ -286,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--geometry",
         choices=GEOMETRIES,
         default="tiny",
-        help="tiny: 0.5 million parameters, for tests; medium: 0.4 billion, for benchmarks (default: %(default)s)",
+        help="tiny: 0.6 million parameters, for tests; medium: 450 million, for benchmarks (default: %(default)s)",
     )
     options = parser.parse_args(argv)
     logging.disable_progress_bar()

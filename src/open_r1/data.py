@@ -351,6 +351,7 @@ def prepare_samples(
     max_length: int | None = None,
     too_long: str = "truncate_text",
     on_bad_sample: str = "error",
+    media_needed: bool = True,
 ) -> LoadedData:
     """Checks every sample before training: its clip exists and its tokens fit.
 
@@ -359,13 +360,16 @@ def prepare_samples(
         too_long: `truncate_text` cuts the end of the text, never a media token, and drops a row of which no supervised
             token would stay; `drop` leaves such samples out.
         on_bad_sample: `error` stops at a missing clip; `skip` leaves its sample out.
+        media_needed: False where cached features stand in for the clips, which may then be gone.
 
     Raises:
         DataError: a clip is missing (with `error`), or nothing is left.
     """
     kept, lengths, report = [], [], LoadedData([], [])
+    if too_long not in ("truncate_text", "drop"):
+        raise DataError(f"too_long is {too_long!r}; pass truncate_text or drop")
     for sample in samples:
-        if sample.clip is not None and not clip_path(sample.clip, data_folder).exists():
+        if media_needed and sample.clip is not None and not clip_path(sample.clip, data_folder).exists():
             if on_bad_sample == "error":
                 raise DataError(
                     f"{sample.origin}: the clip {clip_path(sample.clip, data_folder)} does not exist; mend the path, "
@@ -457,7 +461,7 @@ class SupervisedCollator:
     def __call__(self, samples: list[dict | Sample]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `attention_mask` and `labels` (B, L), BERT's input, and media as the processor gives
         them or, with a feature cache, the towers' outputs."""
-        rows = [sample if isinstance(sample, Sample) else Sample.parse(sample.get("sample", sample)) for sample in samples]
+        rows = [_as_sample(sample) for sample in samples]
         encoded = [self.encode(row) for row in rows]
         clips = []
         for row, texts in zip(rows, encoded, strict=True):
@@ -492,6 +496,15 @@ class SupervisedCollator:
 
     def _stack(self, clips: list) -> dict[str, torch.Tensor]:
         return stack_media(clips) if self.feature_cache is None else self.feature_cache.stack(clips)
+
+
+def _as_sample(row: dict | Sample) -> Sample:
+    """A sample, an entry of a sample file, or a dataset's row `{"sample": fields of Sample}`."""
+    if isinstance(row, Sample):
+        return row
+    if "sample" in row:
+        return Sample(**{**row["sample"], "turns": tuple(row["sample"]["turns"])})
+    return Sample.parse(row)
 
 
 def load_sample_media(

@@ -1,0 +1,144 @@
+"""Supervised fine-tuning: the cold start on reasoning samples, and the label-only baseline.
+
+    torchrun --nproc_per_node 8 -m open_r1.sft --config configs/cold_start.yaml --model_path ... --data ...
+
+From a list of samples to a checkpoint that `inference.py` takes. Every option may stand in the YAML file and on the
+command line, where it wins; `--help` lists them all.
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from humanomni import CheckpointError
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig, TrlParser
+
+from open_r1.cache_features import FeatureCache
+from open_r1.data import BadSamples, LoadedData, SampleEncoder, SupervisedCollator, prepare_samples, read_samples
+from open_r1.run_record import plot_training_curves, write_run_record
+from open_r1.trainer.sft_trainer import HumanOmniSFTTrainer
+from open_r1.training import (
+    Bar,
+    ModelArguments,
+    check_arguments,
+    checkpoint_to_resume,
+    init_distributed,
+    load_for_training,
+    lora_config,
+    run,
+    save_merged,
+)
+
+logger = logging.getLogger(__name__)
+
+BAR = {"loss": "loss", "learning_rate": "lr", "tokens_per_second": "tok/s"}
+PANELS = {
+    "Loss": ["loss", "eval_loss"],
+    "Learning rate": ["learning_rate"],
+    "Gradient norm": ["grad_norm"],
+    "Token accuracy": ["mean_token_accuracy", "eval_mean_token_accuracy"],
+}
+
+
+@dataclass
+class DataArguments:
+    """The samples to learn from and how they are shown."""
+
+    data: str = field(metadata={"help": "List of samples: a JSON list, a JSONL file or a YAML mixture."})
+    data_folder: str = field(default="", metadata={"help": "Where the samples' relative clip paths start."})
+    eval_data: str | None = field(default=None, metadata={"help": "List of samples to compute the loss on."})
+    prompt_style: str = field(
+        default="inference", metadata={"help": "inference: asked as inference asks; release: as the released SFT did."}
+    )
+    too_long: str = field(
+        default="truncate_text",
+        metadata={"help": "Samples over max_length: truncate_text (media tokens are never cut) or drop."},
+    )
+    on_bad_sample: str = field(
+        default="error", metadata={"help": "A clip that is missing or does not read: error, or skip and go on."}
+    )
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "Folder made by open_r1.cache_features; the towers are then never loaded."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = TrlParser((DataArguments, ModelArguments, SFTConfig))
+    data, model_arguments, arguments = parser.parse_args_and_config(argv)
+    check_arguments(arguments)
+    init_distributed(arguments)
+    main_process = arguments.process_index == 0
+
+    model, processor = load_for_training(model_arguments, load_towers=data.feature_cache is None)
+    context = model.config.max_position_embeddings
+    if arguments.max_length is not None and arguments.max_length > context:
+        raise CheckpointError(f"max_length {arguments.max_length} is over the model's context of {context} tokens")
+    cache = None
+    if data.feature_cache is not None:
+        cache = FeatureCache(data.feature_cache, processor, data.data_folder)
+    train = load_data(data.data, data, arguments, processor)
+    held_out = load_data(data.eval_data, data, arguments, processor) if data.eval_data else None
+    if main_process:
+        print(f"{data.data}: {train}")
+        write_run_record(arguments.output_dir, asdict(data) | asdict(model_arguments) | arguments.to_dict())
+
+    # The collator reads the samples itself; TRL must leave its columns and rows alone.
+    arguments.remove_unused_columns = False
+    arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+    bad_samples = BadSamples(arguments.output_dir, arguments.process_index)
+    trainer = HumanOmniSFTTrainer(
+        model=model,
+        args=arguments,
+        data_collator=SupervisedCollator(
+            processor,
+            data.prompt_style,
+            data.data_folder,
+            max_length=arguments.max_length,
+            on_bad_sample=data.on_bad_sample,
+            feature_cache=cache,
+            bad_samples=bad_samples,
+        ),
+        train_dataset=as_dataset(train),
+        eval_dataset=None if held_out is None else as_dataset(held_out),
+        processing_class=processor,
+        peft_config=lora_config(model_arguments),
+        projector_learning_rate=model_arguments.projector_learning_rate,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not arguments.disable_tqdm:
+        trainer.add_callback(Bar(BAR))
+
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+    trainer.save_model()
+    if model_arguments.use_lora and main_process:
+        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, Path(arguments.output_dir) / "merged")
+    if main_process:
+        plot_training_curves(trainer.state.log_history, Path(arguments.output_dir) / "training_curves.png", PANELS)
+    skipped = bad_samples.read()
+    if skipped:
+        logger.warning("%d samples were skipped on process %d; see %s", len(skipped), arguments.process_index, bad_samples.file)
+
+
+def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -> LoadedData:
+    """The samples of a list that training can use."""
+    return prepare_samples(
+        read_samples(path, seed=arguments.seed),
+        SampleEncoder(processor, data.prompt_style),
+        data_folder=data.data_folder,
+        max_length=arguments.max_length,
+        too_long=data.too_long,
+        on_bad_sample=data.on_bad_sample,
+        media_needed=data.feature_cache is None,
+    )
+
+
+def as_dataset(loaded: LoadedData) -> Dataset:
+    """One row a sample; clips stay paths until a batch needs them."""
+    return Dataset.from_list([{"sample": asdict(sample)} for sample in loaded.samples])
+
+
+if __name__ == "__main__":
+    run(main)
