@@ -119,8 +119,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--output",
         metavar="FILE.jsonl",
-        help="write one JSON line a clip here: path, modal, instruct, text, think, answer, seconds, settings; or error. "
-        "The same command continues where it stopped, and tries failed clips again",
+        help="write one JSON line a clip here: path, modal, instruct, text, think, answer, seconds, settings (or "
+        "error). The same command continues where it stopped, and tries failed clips again",
     )
 
     args = parser.parse_args(argv)
@@ -187,7 +187,9 @@ def run(args: argparse.Namespace) -> int:
     requests = collect_requests(args)
     if args.stream and len(requests) > 1:
         raise humanomni.PromptError(f"--stream prints one clip, but there are {len(requests)}; drop it or pass one")
-    settings = {"model": absolute_if_local(args.model_path), **{name: vars(args)[name] for name in SETTINGS}}
+    options = {name: vars(args)[name] for name in SETTINGS}
+    settings = {"model": absolute_if_local(args.model_path)}
+    settings |= {name: value for name, value in options.items() if value not in (None, False)}
     done = read_results(Path(args.output), requests, settings) if args.output else {}
     single = len(requests) == 1
     if single and done:
@@ -218,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
                 batch_size=args.batch_size,
                 num_workers=args.num_workers,
                 streamer=StdoutStreamer(processor) if args.stream else None,
-                **{name: vars(args)[name] for name in SETTINGS},
+                **options,
             )
             for result in tqdm(results, total=len(remaining), unit="clip", disable=single, file=sys.stderr):
                 if result.error is not None:
@@ -388,10 +390,11 @@ def read_results(file: Path, requests: list, settings: dict) -> dict:
         raise HumanOmniError(f"{file} is not a file of results; pass another --output")
     questions = {request.instruct for request in requests}
     for n, record in enumerate(records, 1):
-        for name, value in settings.items():
-            if (made := record["settings"].get(name)) != value:
+        for name in sorted(settings.keys() | record["settings"].keys()):
+            made, asked = record["settings"].get(name), settings.get(name)
+            if made != asked:
                 raise HumanOmniError(
-                    f"line {n} of {file} was made with {name} {made!r}, this run has {value!r}; pass another --output"
+                    f"line {n} of {file} was made with {name} {made!r}, this run has {asked!r}; pass another --output"
                 )
         if record["instruct"] not in questions:
             raise HumanOmniError(

@@ -1,4 +1,4 @@
-"""What turns tower outputs into tokens of the language model: three video branches, the BERT gate, the audio projector.
+"""What turns tower outputs into tokens of the language model: three video branches, BERT gate, audio projector.
 
 Shapes: N clips, T frames, P patches of a frame (g x g), D tower width, H width of the language model, V video tokens.
 Key names are those of the release.
@@ -19,7 +19,7 @@ def mlp(size_in: int, size_hidden: int, size_out: int) -> nn.Sequential:
 
 
 class VideoProjector(nn.Module):
-    """Three readings of the same patch features: `video` and `body` mix time and space, `face` sees each patch alone."""
+    """Three readings of the same patch features: `video` and `body` mix time and space, `face` sees one patch."""
 
     def __init__(self, config: HumanOmniConfig):
         super().__init__()
@@ -27,9 +27,7 @@ class VideoProjector(nn.Module):
         depth, padding = PROJECTOR_TYPES[config.mm_projector_type]
 
         def stage(size_in: int) -> RegStage:
-            return RegStage(
-                depth, size_in, hidden, stride=1, dilation=1, act_layer=nn.SiLU, norm_layer=LayerNorm2d
-            )
+            return RegStage(depth, size_in, hidden, stride=1, dilation=1, act_layer=nn.SiLU, norm_layer=LayerNorm2d)
 
         def sampler() -> nn.Sequential:
             conv = nn.Conv3d(hidden, hidden, kernel_size=2, stride=(1, 2, 2), padding=padding, bias=True)
@@ -79,9 +77,7 @@ def audio_projector(config: HumanOmniConfig) -> nn.Sequential:
     return mlp(config.audio_hidden_size, config.hidden_size, config.hidden_size)
 
 
-def fuse(
-    branches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], gate_logits: torch.Tensor
-) -> torch.Tensor:
+def fuse(branches: tuple[torch.Tensor, torch.Tensor, torch.Tensor], gate_logits: torch.Tensor) -> torch.Tensor:
     """The branches (each (N, V, H)) weighed by softmax of the gate's logits (N, 3) -> video tokens (N, V, H)."""
     weights = gate_logits.softmax(dim=-1)  # (N, 3)
     return torch.einsum("bnvh,nb->nvh", torch.stack(branches), weights)

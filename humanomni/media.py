@@ -439,8 +439,9 @@ def _copy_packets(container, stream, begin: float, stop: float, rate: int) -> tu
 
     Returns it with the number of its first sample in the whole sound and the seconds it holds. decord's samples depend
     on where packets begin between two samples of the new rate, so a copy without the head starts at a packet that
-    begins on one: then MP4, WAV, FLAC and AVI give exactly the samples of a full read. Other formats round their times
-    and come within 25 ms, so they keep their head, which is exact too, up to _HEAD_SECONDS.
+    begins on one: then MP4, WAV, FLAC and AVI give exactly the samples of a full read (AAC's noise bands apart, which
+    decoders fill at random). Other formats round their times and come within 25 ms, so up to _HEAD_SECONDS they keep
+    their head, which is exact too.
     """
     tick, base = stream.time_base, stream.start_time or 0
     name = container.format.name.split(",")[0]

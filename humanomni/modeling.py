@@ -1,14 +1,15 @@
 """The model: media and a question become one sequence of embeddings, which Qwen2 continues.
 
-Shapes: B rows (conversations), L sequence, H width of the language model, N videos, I images, S sounds (all three in the
-order in which their placeholders stand in the batch, row by row), T frames, P patches, D tower width, A audio tokens,
-Q words of the BERT query.
+Shapes: B rows (conversations), L sequence, H width of the language model, N videos, I images, S sounds (all three in
+the order in which their placeholders stand in the batch, row by row), T frames, P patches, D tower width, A audio
+tokens, Q words of the BERT query.
 """
 
 import copy
 import logging
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -195,7 +196,9 @@ class HumanOmniModel(Qwen2Model):
     ) -> BaseModelOutputWithPast:
         """input_ids (B, L) with raw media or encoded features (shapes: `encode`) -> last hidden state (B, L, H)."""
         if inputs_embeds is None:
-            encoded = self.encode(pixel_values_videos, pixel_values, input_features, bert_input_ids, bert_attention_mask)
+            encoded = self.encode(
+                pixel_values_videos, pixel_values, input_features, bert_input_ids, bert_attention_mask
+            )
             given = {
                 "video_features": video_features,
                 "image_features": image_features,
@@ -225,12 +228,12 @@ def _put(embeds: torch.Tensor, here: torch.Tensor, tokens: torch.Tensor) -> torc
 
 
 class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
-    """HumanOmni with its language-model head: `model(**batch)` and `model.generate(**batch)` on a processor's batch."""
+    """HumanOmni and its language-model head: `model(**batch)` and `model.generate(**batch)` on a processor's batch."""
 
     config_class = HumanOmniConfig
     input_modalities = ("video", "image", "audio", "text")
     # The towers' weights are read from folders of their own, as the release does; a checkpoint may repeat them.
-    _keys_to_ignore_on_load_unexpected = [r"^model\.(vision|audio)_tower\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^model\.(vision|audio)_tower\."]
 
     def __init__(self, config: HumanOmniConfig):
         super(Qwen2ForCausalLM, self).__init__(config)
@@ -268,7 +271,10 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             config, folder, {"mm_vision_tower": vision_tower, "mm_audio_tower": audio_tower, "mm_bert": bert_model}
         )
         if config.video_token_id is None:
-            from humanomni.processing import load_tokenizer, placeholder_ids  # processing imports this package's towers
+            from humanomni.processing import (
+                load_tokenizer,
+                placeholder_ids,
+            )  # processing imports this package's towers
 
             set_placeholder_ids(config, placeholder_ids(load_tokenizer(folder)))
         vision_config, audio_config = config.vision_config, config.audio_config
@@ -445,7 +451,9 @@ def _check_weights(folder: Path, config: HumanOmniConfig, info: dict) -> None:
     """Complains of weights that are missing or misshapen (CheckpointError) or unknown (a warning)."""
     for key, found, wanted in sorted(info["mismatched_keys"]):
         meant = f"; mm_bert is {config.mm_bert}, pass --bert_model with another" if ".bert_" in key else ""
-        raise CheckpointError(f"{key} in {folder} has shape {tuple(found)}, config.json asks for {tuple(wanted)}{meant}")
+        raise CheckpointError(
+            f"{key} in {folder} has shape {tuple(found)}, config.json asks for {tuple(wanted)}{meant}"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(

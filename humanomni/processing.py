@@ -123,8 +123,8 @@ class HumanOmniProcessor(ProcessorMixin):
 
         Args:
             instruct: the question, without media tags; one for all clips, or a list with one a clip.
-            video: what `load_media` takes, or a `Media` it returned; a list of those for a batch (a folder, an array or
-                a list of frames counts as one clip: put it in a list).
+            video: what `load_media` takes, or a `Media` it returned; a list of those for a batch (a folder, an array
+                or a list of frames counts as one clip: put it in a list).
             modal: `video_audio`, `video`, `audio`, `image` or `text`; one for all, or a list.
             prompt_style: `inference`, `release_sft` or `release_grpo`.
             start, end: the part of the clip to see and hear, in seconds; one for all, or a list.
@@ -171,7 +171,7 @@ class HumanOmniProcessor(ProcessorMixin):
         return self.config.num_frames or DEFAULT_NUM_FRAMES
 
     def default_aspect_ratio(self, prompt_style: str) -> str:
-        """Frames are squashed by the released inference, and treated as `config.json` says by the released training."""
+        """The released inference squashes frames; the released training does as `config.json` says."""
         return "square" if prompt_style == "inference" else self.config.image_aspect_ratio or "square"
 
     def load_media(
@@ -225,9 +225,7 @@ class HumanOmniProcessor(ProcessorMixin):
 
     def build_prompt(self, instruct: str, modal: str, prompt_style: str = "inference") -> tuple[str, str]:
         """The text of the prompt, one tag for each medium, and the text for BERT."""
-        return build_prompt(
-            instruct, modal, prompt_style, self.config.mm_use_x_start_end, self._apply_user_template
-        )
+        return build_prompt(instruct, modal, prompt_style, self.config.mm_use_x_start_end, self._apply_user_template)
 
     def _apply_user_template(self, text: str) -> str:
         return self.tokenizer.apply_chat_template(
@@ -318,7 +316,9 @@ def load_tokenizer(folder: Path):
     except Exception as error:
         raise CheckpointError(f"the tokenizer in {folder} does not load: {first_line(error)}") from error
     if not tokenizer.chat_template:
-        raise CheckpointError(f"the tokenizer in {folder} has no chat_template; add the one of the released checkpoint")
+        raise CheckpointError(
+            f"the tokenizer in {folder} has no chat_template; add the one of the released checkpoint"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.add_special_tokens(

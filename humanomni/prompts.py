@@ -10,9 +10,7 @@ EMOTION_QUESTION = (
     "As an emotional recognition expert; throughout the video, which emotion conveyed by the characters is the most "
     "obvious to you?"
 )
-THINK_SENTENCE = (
-    "Output the thinking process in <think> </think> and final emotion in <answer> </answer> tags."
-)
+THINK_SENTENCE = "Output the thinking process in <think> </think> and final emotion in <answer> </answer> tags."
 DEFAULT_INSTRUCT = f"{EMOTION_QUESTION}  {THINK_SENTENCE}"
 
 PROMPT_STYLES = ("inference", "release_sft", "release_grpo")
@@ -24,7 +22,11 @@ MODAL_TAGS = {
     "text": (),
 }
 MEDIA_TAGS = ("<image>", "<video>", "<audio>")
-START_END = {"<video>": ("<vi_start>", "<vi_end>"), "<audio>": ("<au_start>", "<au_end>"), "<image>": ("<im_start>", "<im_end>")}
+START_END = {
+    "<video>": ("<vi_start>", "<vi_end>"),
+    "<audio>": ("<au_start>", "<au_end>"),
+    "<image>": ("<im_start>", "<im_end>"),
+}
 
 # Qwen2-VL's special tokens, which the released GRPO prompt uses, in the order of their ids in Qwen2.5's tokenizer.
 QWEN2_VL_TOKENS = tuple(
@@ -38,9 +40,7 @@ _QWEN2_VL_MEDIA = {
     "<video>": "<|vision_start|><|video_pad|><|vision_end|>",
     "<image>": "<|vision_start|><|image_pad|><|vision_end|>",
 }
-_QWEN2_VL_PROMPT = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
+_QWEN2_VL_PROMPT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def check_question(instruct: str, modal: str) -> None:

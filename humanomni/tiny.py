@@ -164,7 +164,7 @@ def _write(folder: Path, seed: int, geometry: Geometry) -> None:
 
 
 def configuration(geometry: Geometry, special_ids: dict[str, int]) -> HumanOmniConfig:
-    """The configuration of these sizes, towers attached but not placed; `special_ids` holds those of `TEXT_SPECIALS`."""
+    """The configuration of these sizes, towers attached but not placed; `special_ids` are those of `TEXT_SPECIALS`."""
     return HumanOmniConfig(
         architectures=[HumanOmniQwen2ForCausalLM.__name__],
         hidden_size=geometry.hidden,

@@ -6,6 +6,7 @@ Shapes: B clips, T frames, P patches of a frame, D width of a tower, M mel bins,
 import json
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -73,18 +74,20 @@ class AudioTower(nn.Module):
 class _SiglipVisionWeights(SiglipVisionModel):
     """SigLIP's vision half out of a whole SigLIP checkpoint: the text half is meant to be left behind."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_"]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^text_model\.", r"^logit_"]
 
 
 class _WhisperEncoderWeights(WhisperEncoder):
     """Whisper's encoder out of a whole Whisper checkpoint: the decoder is meant to be left behind."""
 
-    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^proj_out\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"decoder\.", r"^proj_out\."]
 
 
 def load_vision_tower(config: HumanOmniConfig, dtype: torch.dtype) -> VisionTower:
     """The tower with the weights of the folder `config.mm_vision_tower`, frozen and in eval mode."""
-    return VisionTower(config, _load_encoder(_SiglipVisionWeights, config.mm_vision_tower, dtype)).requires_grad_(False)
+    return VisionTower(config, _load_encoder(_SiglipVisionWeights, config.mm_vision_tower, dtype)).requires_grad_(
+        False
+    )
 
 
 def load_audio_tower(config: HumanOmniConfig, dtype: torch.dtype) -> AudioTower:

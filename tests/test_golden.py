@@ -1,4 +1,4 @@
-"""The released code's numbers, in float32 on a CPU, come out again: prompts, pixels, features, logits and greedy text."""
+"""The released code's numbers, in float32 on a CPU, come out again: prompts, pixels, features, logits, greedy text."""
 
 import json
 import logging
@@ -16,7 +16,9 @@ from humanomni.processing import Media
 VARIANTS = ("humanomni-tiny", "humanomni-tiny-with-towers")
 # A tied or missing record means an empty list of cases, and the tests below are reported as skipped.
 RECORD = golden_folder() / "setA" / "golden"
-RUNS = [name for name in json.loads((RECORD / "forward.json").read_text()) if name[0] != "_"] if RECORD.is_dir() else []
+RUNS = (
+    [name for name in json.loads((RECORD / "forward.json").read_text()) if name[0] != "_"] if RECORD.is_dir() else []
+)
 TAG_IDS = {-200: "<image>", -201: "<video>", -202: "<audio>"}
 
 pytestmark = pytest.mark.skipif(not RUNS, reason=f"no golden record at {golden_folder()}; set R1_OMNI_GOLDEN")
@@ -197,7 +199,9 @@ def decoded(codes: np.ndarray) -> np.ndarray:
     return (codes.astype(np.float32) * np.float32(1 / 255) - np.float32(0.5)) / np.float32(0.5)
 
 
-@pytest.mark.parametrize("clip", ["m1_chirp.mp4", "m2_short.mp4", "m3_speech.mp4", "m4_noaudio.mp4", "m5_audio_only.wav"])
+@pytest.mark.parametrize(
+    "clip", ["m1_chirp.mp4", "m2_short.mp4", "m3_speech.mp4", "m4_noaudio.mp4", "m5_audio_only.wav"]
+)
 def test_log_mel_features(clip, loaded, golden):
     _, processor = loaded
     name = Path(clip).stem

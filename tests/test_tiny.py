@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
@@ -73,8 +74,16 @@ def test_the_rule_itself_does_not_change():
     assert seeded_weight("fc.weight", (50, 400), 0).float().std().item() == pytest.approx(2 / 20, rel=0.05)
 
 
+@pytest.fixture
+def hear_transformers():
+    """Lets pytest see what transformers logs."""
+    transformers.logging.enable_propagation()
+    yield
+    transformers.logging.disable_propagation()
+
+
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_loads_quietly_at_every_precision(tied, tmp_path, caplog):
+def test_it_loads_quietly_at_every_precision(tied, tmp_path, caplog, hear_transformers):
     folder = build_checkpoint(tmp_path / "checkpoint", geometry=dataclasses.replace(TINY, tied=tied))
     with safe_open(folder / "model.safetensors", "pt") as stored:
         assert ("lm_head.weight" in stored.keys()) != tied  # noqa: SIM118 (not a dict)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
+
 from humanomni.errors import HumanOmniError, MediaError
 from humanomni.processing import HumanOmniProcessor, Media, stack_media
 from humanomni.prompts import (
@@ -23,7 +24,6 @@ from humanomni.prompts import (
     release_sft_turn,
     wrap_tags,
 )
-
 from open_r1.metrics import parse_answer
 
 logger = logging.getLogger(__name__)
@@ -143,8 +143,8 @@ def _check_tags(text: str, media: dict[str, str | None], fail) -> None:
 def read_samples(path: str | os.PathLike, seed: int = 0) -> list[Sample]:
     """Reads a JSON list, a JSONL file or a YAML mixture of those.
 
-    A mixture is `datasets: [{json_path: ..., sampling_strategy: all | first:N | end:N | random:N}]`, where N is a count
-    or a percentage (`first:10%`); a relative `json_path` is looked up beside the mixture, then in the working
+    A mixture is `datasets: [{json_path: ..., sampling_strategy: all | first:N | end:N | random:N}]`, where N is a
+    count or a percentage (`first:10%`); a relative `json_path` is looked up beside the mixture, then in the working
     directory.
 
     Raises:
@@ -249,9 +249,7 @@ class SampleEncoder:
 
     def __call__(self, sample: Sample) -> EncodedSample:
         turns, query, modal = self._turns(sample)
-        messages = [
-            {"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(turns)
-        ]
+        messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(turns)]
         text, spans = self._render(messages, sample)
         encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         counts = self.processor.placeholder_counts()
@@ -294,7 +292,9 @@ class SampleEncoder:
         for index in range(1, len(messages), 2):
             before, after = render(index, True), render(index + 1, False)
             if not (text.startswith(before) and text.startswith(after)):
-                raise DataError(f"{sample.origin}: the checkpoint's chat template rewrites earlier turns; use one turn")
+                raise DataError(
+                    f"{sample.origin}: the checkpoint's chat template rewrites earlier turns; use one turn"
+                )
             spans.append((len(before), len(after)))
         return text, spans
 
@@ -426,8 +426,8 @@ class SupervisedCollator:
     """A list of samples to the batch for `model(**batch).loss`, padded on the right.
 
     A clip that does not read stops training with its name (`on_bad_sample="error"`), or its row stays in the batch as
-    a blank one without labels (`"skip"`): every process then still runs every part of the model, which sharded training
-    needs, and nothing is learnt from it.
+    a blank one without labels (`"skip"`): every process then still runs every part of the model, which sharded
+    training needs, and nothing is learnt from it.
 
     Args:
         prompt_style: `inference` asks as inference does; `release` as the released SFT did.
@@ -469,7 +469,9 @@ class SupervisedCollator:
                 clips.append(self._media(row, texts.modal))
             except MediaError as error:
                 if self.on_bad_sample == "error":
-                    raise MediaError(f"{row.origin}: {error}; pass --on_bad_sample skip to go on without it") from error
+                    raise MediaError(
+                        f"{row.origin}: {error}; pass --on_bad_sample skip to go on without it"
+                    ) from error
                 logger.warning("%s is skipped: %s", row.origin, error)
                 if self.bad_samples is not None:
                     self.bad_samples.add(row, str(error))

@@ -286,17 +286,8 @@ def read_emer(args):
             f"no final-EMER-reason.csv, {v1} or track3_*.csv under {args.root}; expected\n{EMER_TREE}"
         )
 
-    label_files = [(name, "discrete") for name in ("train-label.csv", "label-disdim.csv") if name in tables]
-    label_files += [(name, "openset") for name in ("check-openset.csv",) if name in tables]
-    label_files += [(name, "openset") for name in sorted(tables) if name.startswith("track2_train_")]
-    label_files += [(v1, "emotions")] if v1 in tables else []
-    words = {}  # the words of each clip, from the surest source to the least sure
-    for name, column in label_files:
-        for clip, text in read_columns(tables[name], (column,), headless=False):
-            words.setdefault(clip_key(clip), []).extend(split_words(text))
-
+    words = emer_words(tables)
     rows, notes, seen = [], [], set()
-    question = DEFAULT_INSTRUCT
     for name, column in sources:
         table = read_columns(tables[name], (column,), headless=False)
         notes.append(f"{name}: {compare(len(table), labels.EMER_ROWS.get(name))} rows")
@@ -316,7 +307,7 @@ def read_emer(args):
                 with_tags.append(clip)
             else:
                 seen.add(key)
-                rows.append(Row("train", clip, label, question, answer))
+                rows.append(Row("train", clip, label, DEFAULT_INSTRUCT, answer))
         for why, clips in (
             ("without a reason", without_reason),
             ("without a label among R1-Omni's words", without_label),
@@ -330,6 +321,19 @@ def read_emer(args):
         )
     files = [path for path in sorted(args.root.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES]
     return Listing("EMER cold start", EMER_TREE, rows, index_clips(files), notes=notes)
+
+
+def emer_words(tables):
+    """Returns the label words of each clip, from the surest source to the least sure."""
+    sources = [(name, "discrete") for name in ("train-label.csv", "label-disdim.csv") if name in tables]
+    sources += [("check-openset.csv", "openset")] if "check-openset.csv" in tables else []
+    sources += [(name, "openset") for name in sorted(tables) if name.startswith("track2_train_")]
+    sources += [("gt-eng.csv", "emotions")] if "gt-eng.csv" in tables else []
+    words = {}
+    for name, column in sources:
+        for clip, text in read_columns(tables[name], (column,), headless=False):
+            words.setdefault(clip_key(clip), []).extend(split_words(text))
+    return words
 
 
 def split_words(text):

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
-from humanomni import CheckpointError
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, TrlParser
 
+from humanomni import CheckpointError
 from open_r1.cache_features import FeatureCache
 from open_r1.data import BadSamples, LoadedData, SampleEncoder, SupervisedCollator, prepare_samples, read_samples
 from open_r1.run_record import plot_training_curves, write_run_record
@@ -119,7 +119,9 @@ def main(argv: list[str] | None = None) -> None:
         plot_training_curves(trainer.state.log_history, Path(arguments.output_dir) / "training_curves.png", PANELS)
     skipped = bad_samples.read()
     if skipped:
-        logger.warning("%d samples were skipped on process %d; see %s", len(skipped), arguments.process_index, bad_samples.file)
+        logger.warning(
+            "%d samples were skipped on process %d; see %s", len(skipped), arguments.process_index, bad_samples.file
+        )
 
 
 def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -> LoadedData:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from humanomni import CheckpointError, HumanOmniError, HumanOmniProcessor, HumanOmniQwen2ForCausalLM
-from humanomni.loading import resolve_dtype
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import BertModel, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from humanomni import CheckpointError, HumanOmniError, HumanOmniProcessor, HumanOmniQwen2ForCausalLM
+from humanomni.loading import resolve_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,8 @@ class ModelArguments:
         metadata={"help": f"Parts that train, of {', '.join(PARTS)}; by default as released."},
     )
     projector_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projectors and the gate, where it is not the common one."}
+        default=None,
+        metadata={"help": "Learning rate of the projectors and the gate, where it is not the common one."},
     )
     reinit_gate: bool = field(
         default=False,
@@ -149,9 +151,9 @@ def split_projector_groups(optimizer: torch.optim.Optimizer, model: torch.nn.Mod
 
 def check_arguments(arguments: TrainingArguments) -> None:
     """Refuses, before anything is loaded, what could only fail later."""
-    if "bnb" in str(arguments.optim) or "8bit" in str(arguments.optim):
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise CheckpointError(f"optim is {arguments.optim}, which needs bitsandbytes; pip install bitsandbytes")
+    eight_bit = "bnb" in str(arguments.optim) or "8bit" in str(arguments.optim)
+    if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise CheckpointError(f"optim is {arguments.optim}, which needs bitsandbytes; pip install bitsandbytes")
 
 
 def init_distributed(arguments: TrainingArguments) -> None:
