@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -226,14 +227,13 @@ def _why_not_decord(path: Path) -> str | None:
             return f"decord's seeking is not to be trusted with {codec}"
         if not _DECORD_CONTAINERS & set(container.format.name.split(",")):
             return f"decord's seeking is not to be trusted in {container.format.name} files"
-        packet = next((packet for packet in container.demux(stream) if packet.size), None)
-        if packet is None:
-            raise MediaError(_NO_FRAME)
-        if packet.is_discard:
-            return "its edit list hides the first frames"  # decord counts them, and shows another in their place
-        container.seek(0, stream=stream)
-        frame = next(container.decode(stream), None)
-        if frame is None:
+        for packet in container.demux(stream):
+            if packet.is_discard:
+                return "its edit list hides the first frames"  # decord counts them, and shows another in their place
+            if frames := packet.decode():
+                frame = frames[0]
+                break
+        else:
             raise MediaError(_NO_FRAME)
         if SideData.DISPLAYMATRIX in frame.side_data:
             return "it is rotated"  # decord turns mirrored pictures the wrong way
@@ -253,7 +253,7 @@ def _decord_mistakes_padding(width: int) -> bool:
 
 
 def _frames_by_decord(path: Path, choose: Chooser) -> list[np.ndarray]:
-    reader = decord.VideoReader(str(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
+    reader = decord.VideoReader(_location(path), num_threads=1, fault_tol=_NO_RECOVERED_FRAMES)
     return list(reader.get_batch(choose(len(reader), reader.get_avg_fps())).asnumpy())
 
 
@@ -457,6 +457,9 @@ def _copy_packets(container, stream, begin: float, stop: float, rate: int) -> tu
                 break
     first = 0
     if headless:
+        if not packets:
+            length = _length_note(_audio_seconds(container, stream))
+            raise MediaError(f"start={begin:g} is beyond the end{length}; give a smaller start in seconds")
         early = (i for i, time in enumerate(times) if time < begin - 0.5 and (time * rate).denominator == 1)
         first = max(early, default=0)
         packets, times = packets[first:], times[first:]
@@ -485,7 +488,7 @@ def _mux(demuxer: str, template, packets: list[av.Packet]) -> io.BytesIO:
 def _decode_audio(path: Path, source: Path | io.BytesIO, rate: int, expected: float) -> np.ndarray:
     """Mono samples of `source` (`path`, or a piece of it that should hold `expected` seconds)."""
     try:
-        reader = decord.AudioReader(str(source) if source is path else source, sample_rate=rate, mono=True)
+        reader = decord.AudioReader(_location(source), sample_rate=rate, mono=True)
         wave = reader[:].asnumpy()[0]
         # decord stops at the first packet that does not decode, and only prints it.
         if len(wave) / rate >= expected - _LOST_SECONDS:
@@ -506,7 +509,7 @@ def _audio_by_pyav(source: Path | io.BytesIO, rate: int) -> np.ndarray:
     resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
     chunks = [np.zeros(0, np.float32)]
     with _open(source) as container:
-        for frame in [*container.decode(audio=0), None]:  # None drains the resampler
+        for frame in chain(container.decode(audio=0), [None]):  # None drains the resampler
             chunks += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
     return np.concatenate(chunks)
 
@@ -549,11 +552,16 @@ def _video_stream(container):
     return streams[0]
 
 
+def _location(source: Path | io.BytesIO) -> str | io.BytesIO:
+    """What to give to the readers: ffmpeg takes a relative `a:b.mp4` for a protocol, but not an absolute path."""
+    return str(source.absolute()) if isinstance(source, Path) else source
+
+
 @contextmanager
 def _open(source: Path | io.BytesIO):
     """An opened PyAV container; every failure of ffmpeg within the block becomes a MediaError."""
     try:
-        with av.open(str(source) if isinstance(source, Path) else source, metadata_errors="replace") as container:
+        with av.open(_location(source), metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe") or container.format.name == "image2":
                 raise MediaError("is an image, not a video or a sound; use --modal image")
             if not container.streams.video and not container.streams.audio:

@@ -155,6 +155,50 @@ class HumanOmniModel(Qwen2Model):
             embeds = _put(embeds, here, self.project_audio(audio_features))
         return embeds
 
+    def _continue_prompts(
+        self,
+        prompt_embeds: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        prompt_index: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        share_cache: bool,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """The hidden states (B, 1 + C, H) of continuations (B, C) of embedded prompts (U, P, H); see `forward`."""
+        prompt_positions = positions_of(prompt_mask)  # (U, P)
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        positions = prompt_mask.sum(dim=1)[prompt_index, None] + steps  # (B, C)
+        embeds = self.embed_tokens(input_ids)
+        if share_cache:
+            prompt = super().forward(
+                inputs_embeds=prompt_embeds,
+                attention_mask=prompt_mask,
+                position_ids=prompt_positions,
+                use_cache=True,
+                **kwargs,
+            )
+            cache = prompt.past_key_values
+            cache.batch_select_indices(prompt_index)
+            continued = super().forward(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
+            last = prompt.last_hidden_state[prompt_index, -1:]  # (B, 1, H)
+            return BaseModelOutputWithPast(last_hidden_state=torch.cat([last, continued.last_hidden_state], dim=1))
+        whole = super().forward(
+            inputs_embeds=torch.cat([prompt_embeds[prompt_index], embeds], dim=1),
+            attention_mask=attention_mask,
+            position_ids=torch.cat([prompt_positions[prompt_index], positions], dim=1),
+            use_cache=False,
+            **kwargs,
+        )
+        return BaseModelOutputWithPast(last_hidden_state=whole.last_hidden_state[:, prompt_embeds.shape[1] - 1 :])
+
     def _run_absent(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """Runs the parts whose media the batch lacks on one blank each, and returns a number to add nothing by.
 
@@ -192,9 +236,20 @@ class HumanOmniModel(Qwen2Model):
         image_features: torch.Tensor | None = None,
         audio_features: torch.Tensor | None = None,
         query_features: torch.Tensor | None = None,
+        prompt_ids: torch.Tensor | None = None,
+        prompt_mask: torch.Tensor | None = None,
+        prompt_index: torch.Tensor | None = None,
+        share_prompt_cache: bool = True,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """input_ids (B, L) with raw media or encoded features (shapes: `encode`) -> last hidden state (B, L, H)."""
+        """input_ids (B, L) with raw media or encoded features (shapes: `encode`) -> last hidden state (B, L, H).
+
+        Several continuations of few prompts: with `prompt_ids` and `prompt_mask` (U, P), padded on the left and the
+        media theirs, `input_ids` (B, C) holds the continuations alone, `prompt_index` (B,) says of which prompt, and
+        `attention_mask` (B, P + C) covers both. Media are projected once a prompt, and with `share_prompt_cache` the
+        prompt passes the layers once too, its keys and values (gradients included) serving all its continuations. The
+        result is (B, 1 + C, H): the prompt's last position, which predicts the first token, comes first.
+        """
         if inputs_embeds is None:
             encoded = self.encode(
                 pixel_values_videos, pixel_values, input_features, bert_input_ids, bert_attention_mask
@@ -206,10 +261,20 @@ class HumanOmniModel(Qwen2Model):
                 "query_features": query_features,
             }
             features = {name: value for name, value in {**given, **encoded}.items() if value is not None}
-            inputs_embeds = self.embed(input_ids, **features)
+            inputs_embeds = self.embed(input_ids if prompt_ids is None else prompt_ids, **features)
             if is_deepspeed_zero3_enabled() and not kwargs.get("use_cache"):
                 inputs_embeds = inputs_embeds + 0 * self._run_absent(features)
+            if prompt_ids is not None:
+                kwargs.pop("use_cache", None)
+                return self._continue_prompts(
+                    inputs_embeds, prompt_mask, prompt_index, input_ids, attention_mask, share_prompt_cache, **kwargs
+                )
         return super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids (B, L) of rows padded on the left: 0 at the first token, and on the padding."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:
@@ -380,10 +445,23 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         )
 
     @torch.no_grad()
-    def generate(self, inputs=None, *, logits_processor=None, **kwargs):
-        """As `GenerationMixin.generate`; each clip is encoded once, and a placeholder is never generated."""
+    def generate(self, inputs=None, *, logits_processor=None, prompt_index=None, **kwargs):
+        """As `GenerationMixin.generate`; each clip is encoded once, and a placeholder is never generated.
+
+        Args:
+            prompt_index: (B,) for rows that repeat few prompts: which prompt each row holds. The media are then those
+                of the distinct prompts, in their order, and each prompt passes the model once.
+        """
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
         raw = {name: kwargs.pop(name) for name in RAW_MEDIA if kwargs.get(name) is not None}
-        encoded = self.model.encode(**raw)
+        features = self.model.encode(**raw)
+        features |= {name: kwargs.pop(name) for name in FEATURES if kwargs.get(name) is not None}
+        if prompt_index is not None:
+            kwargs["past_key_values"] = self._prefill_prompts(
+                kwargs["input_ids"], kwargs["attention_mask"], prompt_index, features
+            )
+            features = {}
         never = [
             token_id
             for token_id in (self.config.image_token_id, self.config.video_token_id, self.config.audio_token_id)
@@ -392,7 +470,27 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         processors = LogitsProcessorList(logits_processor or [])
         if never:
             processors.append(SuppressTokensLogitsProcessor(never, device=self.device))
-        return super().generate(inputs, logits_processor=processors, **kwargs, **encoded)
+        return super().generate(logits_processor=processors, **kwargs, **features)
+
+    def _prefill_prompts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prompt_index: torch.Tensor,
+        features: dict[str, torch.Tensor],
+    ):
+        """The cache of all but the last prompt token, filled once a distinct prompt and repeated for its rows."""
+        first = [int((prompt_index == prompt).nonzero()[0]) for prompt in range(int(prompt_index.max()) + 1)]
+        mask = attention_mask[first, :-1]
+        output = self.model(
+            input_ids=input_ids[first, :-1],
+            attention_mask=mask,
+            position_ids=positions_of(mask),
+            use_cache=True,
+            **features,
+        )
+        output.past_key_values.batch_select_indices(prompt_index)
+        return output.past_key_values
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
         """The features enter with the prompt and live on in the cache."""

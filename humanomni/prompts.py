@@ -40,7 +40,11 @@ _QWEN2_VL_MEDIA = {
     "<video>": "<|vision_start|><|video_pad|><|vision_end|>",
     "<image>": "<|vision_start|><|image_pad|><|vision_end|>",
 }
-_QWEN2_VL_PROMPT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_QWEN2_VL_PROMPT = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 
 
 def check_question(instruct: str, modal: str) -> None:

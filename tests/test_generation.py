@@ -14,6 +14,15 @@ from humanomni.generation import Request, StdoutStreamer, generate, generate_man
 CLIP = str(Path(__file__).resolve().parent.parent / "assets" / "example.mp4")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny models are three times faster without threads that wait for each other, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_checkpoint):
     return humanomni.load_pretrained(tiny_checkpoint, device="cpu")
@@ -182,8 +191,8 @@ def test_clips_are_read_ahead_but_no_further_than_two_batches(loaded):
 
 def test_streamed_text_is_the_returned_one(loaded, capsys):
     model, processor = loaded
-    for modal, question in itertools.product(("video_audio", "audio"), ("Who?", "What is it?", "Why so sad?")):
-        text = generate(model, processor, question, CLIP, modal, max_new_tokens=80, streamer=StdoutStreamer(processor))
+    for modal, question in itertools.product(("video_audio", "text"), ("Who?", "Why so sad?")):
+        text = generate(model, processor, question, None if modal == "text" else CLIP, modal, max_new_tokens=80, streamer=StdoutStreamer(processor))
         assert capsys.readouterr().out == text + "\n"
 
 

@@ -238,6 +238,13 @@ def test_frames_hidden_by_an_edit_list_stay_hidden(tmp_path):
     np.testing.assert_array_equal(pixels(read_frames(tmp_path / "cut.mp4", 8)), expected)
 
 
+def test_names_that_ffmpeg_could_misread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make.make_video(tmp_path / "plain.mp4", audio=True).rename("a:b %03d 'é'.mp4")
+    assert len(read_frames("a:b %03d 'é'.mp4", 8)) == 8
+    assert len(read_waveform("a:b %03d 'é'.mp4")) > 16000
+
+
 def test_clip_of_one_frame(tmp_path):
     path = make.make_video(tmp_path / "one.mp4", seconds=0.1)
     frames = pixels(read_frames(path, 8))

@@ -430,19 +430,21 @@ def cache_features(
     writer = ShardWriter(folder, manifest, shard_size)
     towers = Towers(processor, resolve_device(device))
     pool = ThreadPoolExecutor(num_workers)
+    progress = tqdm(desc="encoding", total=len(missing), unit="clip", disable=rank > 0 or not missing)
     try:
         decoded = _decoded_ahead(pool, missing, processor, ahead=2 * batch_size + num_workers)
-        progress = tqdm(decoded, "encoding", len(missing), unit="clip", disable=rank > 0 or not missing)
-        while batch := list(islice(progress, batch_size)):
+        while batch := list(islice(decoded, batch_size)):
             writer.add(batch, towers.encode(batch))
             for clip in batch:
                 _note_faults(folder, clip, known_bad)
                 report.bad += [str(error) for error in clip.faults.values()]
+            progress.update(len(batch))
             if report.bad and on_bad_sample == "error":
                 raise MediaError(f"{report.bad[0]}; pass --on_bad_sample skip to go on without it")
             report.encoded += sum(bool(clip.media) for clip in batch)
             report.seconds += sum(clip.seconds for clip in batch)
     finally:
+        progress.close()
         pool.shutdown(cancel_futures=True)
         writer.flush()
     report.bytes, report.took = writer.bytes, time.monotonic() - started
