@@ -40,6 +40,10 @@ the --output file instead. Everything else goes to stderr. Exit status: 0 all do
 cannot be carried out as given."""
 
 
+class UsageError(Exception):
+    """A command that cannot be carried out as given; the message is one line with the value and the mend."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose complaints take one line."""
 
@@ -55,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
         try:
             return run(args)
-        except humanomni.HumanOmniError as error:
+        except (UsageError, humanomni.HumanOmniError) as error:
             print(complaint(str(error)), file=sys.stderr)
             return 2
     except KeyboardInterrupt:
@@ -65,6 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.strerror is None:  # not the system's own word: a bug
+            raise
+        where = error.filename or args.output or "stdout"
+        print(complaint(f"{where}: {error.strerror}; mend its permissions or make room"), file=sys.stderr)
+        return 2
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -172,57 +182,52 @@ def _number(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Finds the clips, loads the model, answers; returns the exit status.
+    """Finds the clips and what is done already, and answers the rest; returns the exit status.
 
     Raises:
-        HumanOmniError: the command cannot be carried out, whatever the clips hold.
+        UsageError, HumanOmniError: the command cannot be carried out, whatever the clips hold.
     """
+    requests = collect_requests(args)
+    single = len(requests) == 1
+    if args.stream and not single:
+        raise UsageError(f"--stream prints one clip, but there are {len(requests)}; drop it or pass one")
+    settings = used_settings(args)
+    done = read_results(Path(args.output), requests, settings) if args.output else {}
+    if done:
+        print(f"{args.output}: {len(done)} of {len(requests)} clips were done before", file=sys.stderr)
+        if single:
+            print(done[requests[0]]["text"], flush=True)
+    remaining = [request for request in requests if request not in done]
+    failures = answer(args, remaining, settings, single) if remaining else 0
+    if failures and not single:
+        retry = "; the same command tries them again" if args.output else ""
+        print(complaint(f"{failures} of {len(remaining)} clips failed{retry}"), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def answer(args: argparse.Namespace, requests: list, settings: dict, single: bool) -> int:
+    """Loads the model, asks it, and prints or writes every result as it comes; returns how many clips failed."""
     import torch
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    import humanomni
     from humanomni.generation import StdoutStreamer, generate_many
-
-    requests = collect_requests(args)
-    if args.stream and len(requests) > 1:
-        raise humanomni.PromptError(f"--stream prints one clip, but there are {len(requests)}; drop it or pass one")
-    options = {name: vars(args)[name] for name in SETTINGS}
-    settings = {"model": absolute_if_local(args.model_path)}
-    settings |= {name: value for name, value in options.items() if value not in (None, False)}
-    done = read_results(Path(args.output), requests, settings) if args.output else {}
-    single = len(requests) == 1
-    if single and done:
-        print(done[requests[0]]["text"], flush=True)
-    remaining = [request for request in requests if request not in done]
-    if done:
-        print(f"{args.output}: {len(done)} of {len(requests)} clips were done before", file=sys.stderr)
-    if not remaining:
-        return 0
 
     silence_libraries()
     failures = 0
     try:
         with open_output(args.output) as output, logging_redirect_tqdm():
-            model, processor = humanomni.load_pretrained(
-                args.model_path,
-                vision_tower=args.vision_tower,
-                audio_tower=args.audio_tower,
-                bert_model=args.bert_model,
-                dtype=args.dtype,
-                device=args.device,
-                attn_implementation=args.attn_implementation,
-            )
+            model, processor = load_model(args)
             results = generate_many(
                 model,
                 processor,
-                remaining,
+                requests,
                 batch_size=args.batch_size,
                 num_workers=args.num_workers,
                 streamer=StdoutStreamer(processor) if args.stream else None,
-                **options,
+                **{name: vars(args)[name] for name in SETTINGS},
             )
-            for result in tqdm(results, total=len(remaining), unit="clip", disable=single, file=sys.stderr):
+            for result in tqdm(results, total=len(requests), unit="clip", disable=single, file=sys.stderr):
                 if result.error is not None:
                     failures += 1
                     tqdm.write(complaint(name_clip(result.error, result.request.path)), file=sys.stderr)
@@ -232,26 +237,45 @@ def run(args: argparse.Namespace) -> int:
                 if single and result.text is not None and not args.stream:
                     print(result.text, flush=True)
     except torch.OutOfMemoryError as error:
-        raise humanomni.HumanOmniError(
+        raise UsageError(
             f"out of memory on the GPU with --batch_size {args.batch_size} and --dtype {args.dtype}; pass a smaller "
             f"--batch_size, --dtype bfloat16 or a smaller --max_new_tokens"
         ) from error
-    if failures and not single:
-        retry = "; the same command tries them again" if args.output else ""
-        print(complaint(f"{failures} of {len(remaining)} clips failed{retry}"), file=sys.stderr)
-    return 1 if failures else 0
+    return failures
 
 
-# ------------------------------------------------------------------------------------------------------------- clips
+def load_model(args: argparse.Namespace) -> tuple:
+    """The model and the processor that the options name."""
+    import humanomni
+
+    return humanomni.load_pretrained(
+        args.model_path,
+        vision_tower=args.vision_tower,
+        audio_tower=args.audio_tower,
+        bert_model=args.bert_model,
+        dtype=args.dtype,
+        device=args.device,
+        attn_implementation=args.attn_implementation,
+    )
+
+
+def used_settings(args: argparse.Namespace) -> dict:
+    """The model, wherever the program is started, and the options of `SETTINGS` that are in use."""
+    folder = Path(args.model_path).expanduser()
+    model = str(folder.resolve()) if folder.exists() else args.model_path
+    options = {name: vars(args)[name] for name in SETTINGS}
+    return {"model": model, **{name: v for name, v in options.items() if v is not None and v is not False}}
+
+
+# --------------------------------------------------------------------------------------------------------------- clips
 
 
 def collect_requests(args: argparse.Namespace) -> list:
     """One `Request` for each clip that the command line names, in order, each once.
 
     Raises:
-        HumanOmniError: the question cannot be asked, a list does not read, or no clip is there at all.
+        UsageError, PromptError: a list does not read, no clip is there at all, or the question cannot be asked.
     """
-    from humanomni.errors import MediaError
     from humanomni.generation import Request
     from humanomni.prompts import DEFAULT_INSTRUCT, check_question
 
@@ -268,11 +292,11 @@ def collect_requests(args: argparse.Namespace) -> list:
             requests += [Request(path=clip, **common) for clip in expand(path, args.modal)]
     requests = list(dict.fromkeys(requests))
     if not requests:
-        raise MediaError(f"{', '.join(args.video_path)} names no clip; put some in, or mend --video_path")
+        raise UsageError(f"{', '.join(args.video_path)} names no clip; put some in, or mend --video_path")
     needed = [request.path for request in requests if request.modal != "text" and request.path is not None]
     if needed and not any(os.path.exists(path) for path in needed):
-        others = f" (nor do the {len(needed) - 1} others)" if len(needed) > 1 else ""
-        raise MediaError(f"{needed[0]} does not exist{others}; mend --video_path")
+        others = f", nor any of the {len(needed)} clips named" if len(needed) > 1 else ""
+        raise UsageError(f"{needed[0]} does not exist{others}; mend --video_path")
     return requests
 
 
@@ -304,14 +328,12 @@ def read_list(file: Path) -> list[dict]:
     """The entries of a JSON or JSON Lines list, as fields of `Request`; other keys, such as `conversations`, are left.
 
     Raises:
-        HumanOmniError: names the file and the line or entry that does not fit.
+        UsageError: names the file and the line or entry that does not fit.
     """
-    from humanomni.errors import HumanOmniError
-
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise HumanOmniError(f"{file} does not read as a list: {error}; give UTF-8 text") from error
+        raise UsageError(f"{file} does not read as a list: {error}; give UTF-8 text") from error
     if file.suffix.lower() == ".jsonl":
         lines = enumerate(text.split("\n"), 1)
         return [
@@ -321,27 +343,23 @@ def read_list(file: Path) -> list[dict]:
         ]
     entries = parse_json(text, str(file))
     if not isinstance(entries, list):
-        raise HumanOmniError(f"{file} holds a JSON {type(entries).__name__}; give a list of paths or objects")
+        raise UsageError(f"{file} holds a JSON {type(entries).__name__}; give a list of paths or objects")
     return [list_entry(entry, f"entry {n} of {file}", file.parent) for n, entry in enumerate(entries, 1)]
 
 
 def parse_json(text: str, where: str):
-    from humanomni.errors import HumanOmniError
-
     try:
         return json.loads(text)
     except ValueError as error:
-        raise HumanOmniError(f"{where} is not JSON: {error}; mend it") from error
+        raise UsageError(f"{where} is not JSON: {error}; mend it") from error
 
 
 def list_entry(entry, where: str, folder: Path) -> dict:
     """An entry's fields; a relative path is looked up beside the list first, then in the working directory."""
-    from humanomni.errors import HumanOmniError
-
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
-        raise HumanOmniError(f"{where} is {entry!r}; give a path, or an object with 'video' or 'path'")
+        raise UsageError(f"{where} is {entry!r}; give a path, or an object with 'video' or 'path'")
     names = {"path": str, "modal": str, "instruct": str, "start": (int, float), "end": (int, float)}
     fields = {name: entry[name] for name in names if entry.get(name) is not None}
     if entry.get("video") is not None:
@@ -349,15 +367,15 @@ def list_entry(entry, where: str, folder: Path) -> dict:
     for name, value in fields.items():
         if not isinstance(value, names[name]) or isinstance(value, bool):
             kind = "a number of seconds" if name in ("start", "end") else "a string"
-            raise HumanOmniError(f"{name} in {where} is {value!r}; give {kind}")
+            raise UsageError(f"{name} in {where} is {value!r}; give {kind}")
     if "path" not in fields and fields.get("modal") != "text":
-        raise HumanOmniError(f"{where} has neither 'video' nor 'path'; give one, or modal 'text'")
+        raise UsageError(f"{where} has neither 'video' nor 'path'; give one, or modal 'text'")
     if "path" in fields and ((folder / fields["path"]).exists() or not os.path.exists(fields["path"])):
         fields["path"] = str(folder / fields["path"])
     return fields
 
 
-# ----------------------------------------------------------------------------------------------------------- results
+# ------------------------------------------------------------------------------------------------------------- results
 
 
 def to_record(result, settings: dict) -> dict:
@@ -376,9 +394,8 @@ def read_results(file: Path, requests: list, settings: dict) -> dict:
     A last line cut by a kill, and failures that will be tried again, are taken out of the file.
 
     Raises:
-        HumanOmniError: the file holds something else, or results of another model, question or setting.
+        UsageError: the file holds something else, or results of another model, question or setting.
     """
-    from humanomni.errors import HumanOmniError
     from humanomni.generation import Request
 
     if not file.is_file():
@@ -387,17 +404,17 @@ def read_results(file: Path, requests: list, settings: dict) -> dict:
     records = [read_record(line, f"line {n} of {file}") for n, line in enumerate(lines, 1)]
     start_of_record = b'{"path": '
     if not rest.startswith(start_of_record[: len(rest)]):
-        raise HumanOmniError(f"{file} is not a file of results; pass another --output")
+        raise UsageError(f"{file} is not a file of results; pass another --output")
     questions = {request.instruct for request in requests}
     for n, record in enumerate(records, 1):
         for name in sorted(settings.keys() | record["settings"].keys()):
             made, asked = record["settings"].get(name), settings.get(name)
             if made != asked:
-                raise HumanOmniError(
+                raise UsageError(
                     f"line {n} of {file} was made with {name} {made!r}, this run has {asked!r}; pass another --output"
                 )
         if record["instruct"] not in questions:
-            raise HumanOmniError(
+            raise UsageError(
                 f"line {n} of {file} answers another question, {record['instruct']!r}; pass another --output"
             )
     keys = [Request(*(record.get(name) for name in Request.__dataclass_fields__)) for record in records]
@@ -411,23 +428,19 @@ def read_results(file: Path, requests: list, settings: dict) -> dict:
 
 
 def read_record(line: bytes, where: str) -> dict:
-    from humanomni.errors import HumanOmniError
-
     try:
         record = json.loads(line.decode("utf-8", "surrogateescape"))
     except ValueError:
         record = None
     expected = {"path", "modal", "instruct", "settings"}
     if not isinstance(record, dict) or not expected <= record.keys() or not isinstance(record["settings"], dict):
-        raise HumanOmniError(f"{where} is not a result of this program; pass another --output")
+        raise UsageError(f"{where} is not a result of this program; pass another --output")
     return record
 
 
 @contextlib.contextmanager
 def open_output(path: str | None) -> Iterator:
     """The file to append results to, its folder made where needed; stdout where there is no path."""
-    from humanomni.errors import HumanOmniError
-
     if path is None:
         yield sys.stdout
         return
@@ -435,12 +448,12 @@ def open_output(path: str | None) -> Iterator:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
     except OSError as error:
-        raise HumanOmniError(f"--output {path} cannot be written: {error.strerror}; pass another") from error
+        raise UsageError(f"--output {path} cannot be written: {error.strerror}; pass another") from error
     with file:
         yield file
 
 
-# ---------------------------------------------------------------------------------------------------------- messages
+# ------------------------------------------------------------------------------------------------------------ messages
 
 
 def complaint(message: str) -> str:
@@ -453,16 +466,13 @@ def name_clip(error: str, path: str | None) -> str:
     return error if path is None or path in error else f"{path}: {error}"
 
 
-def absolute_if_local(model_path: str) -> str:
-    """What identifies a model in a results file, wherever the program is started."""
-    folder = Path(model_path).expanduser()
-    return str(folder.resolve()) if folder.exists() else model_path
-
-
 def silence_libraries() -> None:
-    """Leaves stderr to this program: no loading bars, no hints of transformers."""
+    """Leaves stderr to this program: no loading bars, no hints of transformers; its own warnings are marked so."""
+    import logging
+
     import transformers
 
+    logging.basicConfig(format="inference.py: %(levelname)s: %(message)s")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 

@@ -173,10 +173,11 @@ def _frames_of_sequence(source, num_frames: int) -> list[Image.Image]:
     if len(source) > num_frames:
         return [_to_rgb(source[i]) for i in sample_frame_indices(len(source), num_frames)]
     frames = [_to_rgb(frame) for frame in source]
-    # The release swaps width and height of the black frames it pads with; its tensors depend on it when frames are
-    # padded to squares.
-    black = Image.new("RGB", frames[-1].size[::-1])
-    return frames + [black] * (num_frames - len(frames))
+    while len(frames) < num_frames:
+        # The release makes each black frame with the width and height of the one before it swapped, so they lie and
+        # stand in turn; its tensors depend on it when frames are padded to squares.
+        frames.append(Image.new("RGB", frames[-1].size[::-1]))
+    return frames
 
 
 def _frames_of_folder(folder: Path, choose: Chooser) -> list[Image.Image]:
@@ -525,6 +526,11 @@ def has_video_stream(path) -> bool:
 def has_audio_stream(path) -> bool:
     """Whether a file holds sound. Raises MediaError if it does not open."""
     return _probe(path, lambda container: bool(container.streams.audio))
+
+
+def clip_seconds(path) -> float:
+    """How long a file's container says it plays, in seconds; 0 where it does not say."""
+    return _probe(path, lambda container: (container.duration or 0) / 1_000_000)  # ffmpeg's AV_TIME_BASE
 
 
 def _probe(path, question: Callable[..., bool]) -> bool:

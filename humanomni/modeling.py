@@ -445,12 +445,15 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         )
 
     @torch.no_grad()
-    def generate(self, inputs=None, *, logits_processor=None, prompt_index=None, **kwargs):
+    def generate(
+        self, inputs=None, *, logits_processor=None, prompt_index=None, prefill_prompts_once: bool = True, **kwargs
+    ):
         """As `GenerationMixin.generate`; each clip is encoded once, and a placeholder is never generated.
 
         Args:
             prompt_index: (B,) for rows that repeat few prompts: which prompt each row holds. The media are then those
-                of the distinct prompts, in their order, and each prompt passes the model once.
+                of the distinct prompts, in their order, and are encoded and projected once a prompt.
+            prefill_prompts_once: let each of those prompts pass the language model once too, not once a row.
         """
         if inputs is not None:
             kwargs["input_ids"] = inputs
@@ -458,9 +461,13 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         features = self.model.encode(**raw)
         features |= {name: kwargs.pop(name) for name in FEATURES if kwargs.get(name) is not None}
         if prompt_index is not None:
-            kwargs["past_key_values"] = self._prefill_prompts(
-                kwargs["input_ids"], kwargs["attention_mask"], prompt_index, features
-            )
+            ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+            first = [int((prompt_index == prompt).nonzero()[0]) for prompt in range(int(prompt_index.max()) + 1)]
+            embeds = self.model.embed(ids[first], **features)  # (U, L, H)
+            if prefill_prompts_once:
+                kwargs["past_key_values"] = self._prefill_prompts(embeds[:, :-1], mask[first, :-1], prompt_index)
+            else:
+                kwargs["inputs_embeds"] = embeds[prompt_index]
             features = {}
         never = [
             token_id
@@ -472,22 +479,13 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             processors.append(SuppressTokensLogitsProcessor(never, device=self.device))
         return super().generate(logits_processor=processors, **kwargs, **features)
 
-    def _prefill_prompts(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        prompt_index: torch.Tensor,
-        features: dict[str, torch.Tensor],
-    ):
-        """The cache of all but the last prompt token, filled once a distinct prompt and repeated for its rows."""
-        first = [int((prompt_index == prompt).nonzero()[0]) for prompt in range(int(prompt_index.max()) + 1)]
-        mask = attention_mask[first, :-1]
+    def _prefill_prompts(self, embeds: torch.Tensor, attention_mask: torch.Tensor, prompt_index: torch.Tensor):
+        """The cache of distinct prompts (U, L, H), repeated for the rows (B,) that hold them."""
         output = self.model(
-            input_ids=input_ids[first, :-1],
-            attention_mask=mask,
-            position_ids=positions_of(mask),
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=positions_of(attention_mask),
             use_cache=True,
-            **features,
         )
         output.past_key_values.batch_select_indices(prompt_index)
         return output.past_key_values

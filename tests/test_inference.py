@@ -1,4 +1,4 @@
-"""`inference.py` as a user runs it: what it prints where, its exit status, resuming, and one line for every mistake."""
+"""`inference.py` as a user runs it: what it prints where, its exit status, resuming, and a line for every mistake."""
 
 import json
 import os
@@ -192,7 +192,7 @@ def test_recorded_texts(run, golden):
             assert text is None or outcome.out == text + "\n"
 
 
-# -------------------------------------------------------------------------------------------------- which clips it takes
+# ------------------------------------------------------------------------------------------------ which clips it takes
 
 
 def test_several_files_give_a_line_each_in_order(run, media):
@@ -332,6 +332,7 @@ def test_one_clip_with_an_output_file_is_also_printed(run, tmp_path):
         (("--max_new_tokens", "13"), "max_new_tokens 12, this run has 13"),
         (("--do_sample",), "do_sample None, this run has True"),
         (("--num_frames", "4"), "num_frames"),
+        (("--seed", "0"), "seed None, this run has 0"),
     ],
 )
 def test_results_of_other_settings_are_not_mixed(flags, named, run, tmp_path):
@@ -356,10 +357,12 @@ def test_a_file_that_holds_something_else_is_left_alone(content, run, tmp_path):
     assert output.read_text() == content
 
 
-def test_an_output_file_that_cannot_be_written(run, tmp_path):
+def test_an_output_file_that_cannot_be_written(run, media, tmp_path):
     (tmp_path / "file").touch()
     run("--video_path", CLIP, "--output", tmp_path / "file" / "x.jsonl").check_mistake(tmp_path / "file" / "x.jsonl")
     run("--video_path", CLIP, "--output", tmp_path).check_mistake(tmp_path)
+    if Path("/dev/full").exists():
+        run("--video_path", CLIP, media / "silent.mp4", "--output", "/dev/full").check_mistake("/dev/full", "No space")
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -416,7 +419,7 @@ def test_options_that_do_not_fit(flags, named, run):
 def test_no_clip_and_too_many(run, media):
     run().check_mistake("--video_path")
     run("--video_path", CLIP, media / "silent.mp4", "--stream").check_mistake("--stream", 2)
-    run("--video_path", media / "x.mp4", media / "y.mp4").check_mistake(media / "x.mp4", "1 others")
+    run("--video_path", media / "x.mp4", media / "y.mp4").check_mistake(media / "x.mp4", "any of the 2")
 
 
 def test_a_modal_without_its_medium(run, media, tmp_path):
@@ -441,7 +444,7 @@ def test_out_of_memory_names_the_options(run):
         hook.remove()
 
 
-# ------------------------------------------------------------------------------------------- checkpoints and their parts
+# ----------------------------------------------------------------------------------------- checkpoints and their parts
 
 
 def test_checkpoints_that_are_not_there_or_do_not_read(run, tmp_path, tiny_checkpoint):
@@ -551,7 +554,7 @@ def test_a_tower_without_its_weights(run, tmp_path, tiny_checkpoint):
         run("--video_path", CLIP, option, tower).check_mistake(tower)
 
 
-# ------------------------------------------------------------------------------------------------- a process of its own
+# ------------------------------------------------------------------------------------------------ a process of its own
 
 
 def test_help_is_ten_times_faster_than_the_imports():

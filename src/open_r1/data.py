@@ -19,6 +19,7 @@ from humanomni.processing import HumanOmniProcessor, Media, stack_media
 from humanomni.prompts import (
     MEDIA_TAGS,
     MODAL_TAGS,
+    THINK_SENTENCE,
     inference_turn,
     release_sft_query,
     release_sft_turn,
@@ -274,10 +275,7 @@ class SampleEncoder:
             modal = _modal(first)
             first = wrap_tags(release_sft_turn(first), use_start_end)
             return [first, *sample.turns[1:]], release_sft_query(first), modal
-        modal, question = _modal(first), first
-        for tag in MEDIA_TAGS:
-            question = question.replace(f"{tag}\n", "").replace(tag, "")
-        question = question.strip()
+        modal, question = _modal(first), question_of(sample)
         return [inference_turn(question, modal, use_start_end), *sample.turns[1:]], question, modal
 
     def _render(self, messages: list[dict], sample: Sample) -> tuple[str, list[tuple[int, int]]]:
@@ -297,6 +295,40 @@ class SampleEncoder:
                 )
             spans.append((len(before), len(after)))
         return text, spans
+
+
+@dataclass
+class EncodedPrompt:
+    """What the model is asked about a sample, placeholders expanded, without any answer."""
+
+    input_ids: list[int]
+    query: str
+    modal: str
+
+
+def encode_prompt(processor: HumanOmniProcessor, sample: Sample, prompt_style: str = "inference") -> EncodedPrompt:
+    """The prompt of a sample's first turn, for reinforcement learning and evaluation.
+
+    The sentence that asks for `<think>` and `<answer>` is added where the question lacks it, behind two spaces, or
+    behind a line break in the `release` style, as the released inference and GRPO have it.
+    """
+    question = question_of(sample)
+    if THINK_SENTENCE not in question:
+        question += ("\n" if prompt_style == "release" else "  ") + THINK_SENTENCE
+    modal = _modal(sample.turns[0])
+    style = "release_grpo" if prompt_style == "release" else prompt_style
+    text, query = processor.build_prompt(question, modal, style)
+    counts = processor.placeholder_counts()
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return EncodedPrompt([token for i in ids for token in [i] * counts.get(i, 1)], query, modal)
+
+
+def question_of(sample: Sample) -> str:
+    """The first turn without its media tags."""
+    question = sample.turns[0]
+    for tag in MEDIA_TAGS:
+        question = question.replace(f"{tag}\n", "").replace(tag, "")
+    return question.strip()
 
 
 def _with_sound(text: str) -> str:
@@ -461,7 +493,7 @@ class SupervisedCollator:
     def __call__(self, samples: list[dict | Sample]) -> dict[str, torch.Tensor]:
         """Returns `input_ids`, `attention_mask` and `labels` (B, L), BERT's input, and media as the processor gives
         them or, with a feature cache, the towers' outputs."""
-        rows = [_as_sample(sample) for sample in samples]
+        rows = [sample_of(sample) for sample in samples]
         encoded = [self.encode(row) for row in rows]
         clips = []
         for row, texts in zip(rows, encoded, strict=True):
@@ -500,7 +532,7 @@ class SupervisedCollator:
         return stack_media(clips) if self.feature_cache is None else self.feature_cache.stack(clips)
 
 
-def _as_sample(row: dict | Sample) -> Sample:
+def sample_of(row: dict | Sample) -> Sample:
     """A sample, an entry of a sample file, or a dataset's row `{"sample": fields of Sample}`."""
     if isinstance(row, Sample):
         return row

@@ -21,6 +21,10 @@ PUBLISHED = {
     "MAFW-DFEW-SFT": {"dfew": (60.23, 44.39), "mafw": (50.44, 30.39), "ravdess": (29.33, 30.75)},
     "R1-Omni": {"dfew": (65.83, 56.27), "mafw": (57.68, 40.04), "ravdess": (43.00, 44.69)},
 }
+PUBLISHED_ON = (
+    "The published figures are those of arXiv 2503.05379; they fit DFEW with one official fold, MAFW with 1,477 clips "
+    "that are no official fold, and RAVDESS with 300 clips of five actors."
+)
 COLUMNS = ("set", "model", "clips", "WAR", "UAR", "WAR, mapped", "UAR, mapped", "format", "failed")
 
 
@@ -44,7 +48,10 @@ class Run:
 
 
 def write_report(folder, runs):
-    """Writes `report.html`, `report.md` and two PNG figures a run into `folder`; returns the path of the page."""
+    """Writes `report.html`, `report.md` and two PNG figures a run into `folder`; returns the path of the page.
+
+    The figures of several runs are told apart by number and name.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = []
@@ -52,7 +59,8 @@ def write_report(folder, runs):
         strict = run.metrics["strict"]
         figures.append((draw_confusion_matrix(strict["confusion_matrix"]), draw_per_class(strict["per_class"])))
         for kind, png in zip(("confusion_matrix", "per_class"), figures[-1], strict=True):
-            (folder / f"{kind}_{number}_{run.name.replace(' ', '_')}.png").write_bytes(png)
+            which = "" if len(runs) == 1 else f"_{number}_{run.name.replace(' ', '_')}"
+            (folder / f"{kind}{which}.png").write_bytes(png)
     (folder / "report.md").write_text(markdown_table(table_rows(runs)), encoding="utf-8")
     page = folder / "report.html"
     # A response may hold half a surrogate pair, which UTF-8 cannot write.
@@ -62,13 +70,8 @@ def write_report(folder, runs):
 
 def table_rows(runs):
     """The rows of the result table under `COLUMNS`: by set the runs, the mean over folds, then the published rows."""
-    rows, by_set = [], defaultdict(list)
-    for run in runs:
-        by_set[run.dataset].append(run)
-    for dataset, some in by_set.items():
-        by_model = defaultdict(list)
-        for run in some:
-            by_model[run.model].append(run)
+    rows = []
+    for dataset, by_model in _grouped(runs).items():
         for model, folds in by_model.items():
             rows += [_run_row(run) for run in folds]
             if len(folds) > 1:
@@ -78,6 +81,30 @@ def table_rows(runs):
                 war, uar = published[dataset]
                 rows.append((dataset, f"{model} (published)", "", f"{war:.2f}", f"{uar:.2f}", "", "", "", ""))
     return rows
+
+
+def fold_means(runs):
+    """For each model and set with several folds: `model`, `dataset`, `folds`, and what `fold_mean` gives."""
+    return [
+        {"model": model, "dataset": dataset, "folds": [run.fold for run in folds], **fold_mean(folds)}
+        for dataset, by_model in _grouped(runs).items()
+        for model, folds in by_model.items()
+        if len(folds) > 1
+    ]
+
+
+def fold_mean(folds):
+    """The plain mean of WAR, UAR and the format rate over runs, and the sums of clips and failures."""
+
+    def mean(kind, name):
+        return statistics.fmean(run.metrics[kind][name] for run in folds)
+
+    return {
+        "n": sum(run.metrics["n"] for run in folds),
+        "failed": sum(run.metrics["failed"] for run in folds),
+        **{kind: {name: mean(kind, name) for name in ("war", "uar")} for kind in ("strict", "label_map")},
+        "format_rate": statistics.fmean(run.metrics["format_rate"] for run in folds),
+    }
 
 
 def markdown_table(rows):
@@ -94,7 +121,7 @@ def draw_confusion_matrix(matrix):
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.set_yticks(range(len(counts)), matrix["rows"])
-    axes.set_xlabel("answer")
+    axes.set_xlabel("answer (other: outside the classes, or failed)")
     axes.set_ylabel("label")
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
@@ -112,7 +139,7 @@ def draw_per_class(per_class):
     axes.set_xticks(range(len(per_class)), ticks)
     axes.set_ylim(0, 100)
     axes.set_ylabel("per cent")
-    axes.legend(ncols=3, loc="upper right")
+    axes.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), frameon=False)  # above, where no bar reaches
     return _png(figure)
 
 
@@ -134,7 +161,8 @@ def html_page(runs, figures):
 <body>
 <h1>Evaluation</h1>
 {_table(COLUMNS, table_rows(runs))}
-<p>WAR, UAR and rates in per cent, with bootstrap 95 % intervals. "Mapped" reads synonyms through the label map.</p>
+<p>WAR, UAR and rates in per cent, with bootstrap 95 % intervals. "Mapped" reads synonyms through the label map; the
+other scores compare the answer with the label letter by letter. {PUBLISHED_ON}</p>
 {sections}
 <h2>Predictions</h2>
 <p><input id="query" type="search" placeholder="search clip, label or response" aria-label="search">
@@ -156,8 +184,14 @@ STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { border-bottom: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top; }
-img { max-width: 100%; vertical-align: top; }
-.response { white-space: pre-wrap; overflow-wrap: anywhere; }
+th, td:not(:nth-child(5), :nth-child(7)) { white-space: nowrap; }
+thead th { background: #fff; position: sticky; top: 0; }
+.figures { align-items: end; display: flex; flex-wrap: wrap; gap: 1em; }
+.figures img { flex: 0 1 auto; max-width: 100%; min-width: 0; }
+@media (min-width: 70em) { .figures { flex-wrap: nowrap; } .figures img { max-width: 50%; } }
+#query { width: 22em; }
+#predictions td:nth-child(5) { max-width: 18em; overflow-wrap: anywhere; }
+.response { overflow-wrap: anywhere; white-space: pre-wrap; }
 .right td:nth-child(6) { color: #17692b; } .wrong td:nth-child(6), .failed td:nth-child(6) { color: #a3161a; }
 """
 
@@ -197,25 +231,32 @@ def _run_row(run):
 
 
 def _mean_row(dataset, model, folds):
-    def mean(kind, name):
-        return f"{statistics.fmean(run.metrics[kind][name] for run in folds):.2f}"
-
+    mean = fold_mean(folds)
+    scores = (mean["strict"]["war"], mean["strict"]["uar"], mean["label_map"]["war"], mean["label_map"]["uar"])
     return (
         f"{dataset}, mean of {len(folds)} folds",
         model,
-        str(sum(run.metrics["n"] for run in folds)),
-        mean("strict", "war"),
-        mean("strict", "uar"),
-        mean("label_map", "war"),
-        mean("label_map", "uar"),
-        f"{statistics.fmean(run.metrics['format_rate'] for run in folds):.2f}",
-        str(sum(run.metrics["failed"] for run in folds)),
+        str(mean["n"]),
+        *(f"{score:.2f}" for score in (*scores, mean["format_rate"])),
+        str(mean["failed"]),
     )
+
+
+def _grouped(runs):
+    """The runs as `{dataset: {model: [run, ...]}}`, in their order."""
+    grouped = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        grouped[run.dataset][run.model].append(run)
+    return grouped
 
 
 def _with_interval(value, interval):
     low, high = interval
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _rounded(value):
+    return "" if value is None else f"{value:.2f}"
 
 
 def _markdown(cell):
@@ -230,8 +271,14 @@ def _section(run, pngs):
     )
     mapped = [(row["answer"], row["label"], str(row["count"])) for row in metrics["label_map"]["mapped"]]
     outside = [(row["answer"], str(row["count"])) for row in metrics["outside_classes"]["answers"]]
+    by_class = [
+        (label, str(scores["support"]), *(_rounded(scores[name]) for name in ("recall", "precision", "f1")))
+        for label, scores in metrics["strict"]["per_class"].items()
+    ]
     return f"""<h2>{escape(run.model)} on {escape(run.name)}</h2>
-{figures}
+<div class="figures">
+{figures}</div>
+{_table(("class", "clips", "recall", "precision", "F1"), by_class)}
 <details><summary>{len(mapped)} free-form answers that the label map understood</summary>
 {_table(("answer", "read as", "clips"), mapped)}</details>
 <details><summary>{len(outside)} answers outside the classes</summary>

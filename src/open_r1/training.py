@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertModel, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging as transformers_logging
 
 from humanomni import CheckpointError, HumanOmniError, HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 from humanomni.loading import resolve_dtype
@@ -239,6 +240,7 @@ class Bar(ProgressCallback):
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    transformers_logging.disable_progress_bar()  # of reading and writing shards, which would tear the training bar
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("LOG_LEVEL", "WARNING"))
     try:
         main()
