@@ -127,9 +127,9 @@ class StepClock:
     """Seconds of each phase of each step, taken by torch's global hooks from outside the code that trains."""
 
     def __init__(self):
-        self.steps: list[dict[str, float]] = []
+        self.steps: list[dict] = []
         self.phases: dict[str, float] = defaultdict(float)
-        self.last = time.perf_counter()
+        self.last, self.last_cpu = time.perf_counter(), time.process_time()
         self.attached = False
 
     def attach(self) -> None:
@@ -169,30 +169,37 @@ class StepClock:
 
     def on_step(self, *_) -> None:
         self.mark("optimiser")
-        self.steps.append(dict(self.phases))
+        cpu = time.process_time()
+        self.steps.append(
+            {"phases": dict(self.phases), "seconds": sum(self.phases.values()), "cpu": cpu - self.last_cpu}
+        )
+        self.last_cpu = cpu
         self.phases.clear()
 
 
 def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
     """Markdown: step time and memory of the variants, their ratio, and the phases."""
     steps = {variant: [step for run in done for step in run["steps"]] for variant, done in runs.items()}
-    totals = {variant: [sum(step.values()) for step in taken] for variant, taken in steps.items()}
     lines = [
-        f"{args.geometry} geometry, {args.batch_size} clips a step, {os.cpu_count()} CPU cores, "
-        f"{args.repeats} runs of {args.steps} steps each, taking turns.",
+        f"{args.geometry} geometry, clips a step: {args.batch_size}, CPU cores: {os.cpu_count()}, runs of each variant, "
+        f"taking turns: {args.repeats}, of {args.steps} steps each. CPU seconds count all cores and, unlike s/step, not "
+        f"what other processes take away.",
         "",
-        "| | s/step, min | s/step, median | peak memory (GB) | peak GPU memory (GB) |",
-        "|---|---|---|---|---|",
+        "| | s/step, min | s/step, median | CPU s/step, median | peak memory (GB) | peak GPU memory (GB) |",
+        "|---|---|---|---|---|---|",
     ]
-    for variant, seconds in totals.items():
+    figures = {}
+    for variant, taken in steps.items():
+        seconds, cpu = ([step[key] for step in taken] for key in ("seconds", "cpu"))
         host, gpu = (max(run[key] for run in runs[variant]) / 1e9 for key in ("peak_memory", "peak_gpu_memory"))
-        lines.append(f"| {variant} | {min(seconds):.2f} | {statistics.median(seconds):.2f} | {host:.1f} | {gpu:.1f} |")
-    raw, cached = (totals[variant] for variant in VARIANTS)
-    least, middle = min(raw) / min(cached), statistics.median(raw) / statistics.median(cached)
-    lines += [f"| **ratio** | **{least:.2f}** | **{middle:.2f}** | | |", ""]
+        figures[variant] = (min(seconds), statistics.median(seconds), statistics.median(cpu), host, gpu)
+        cells = " | ".join(f"{figure:.2f}" for figure in figures[variant])
+        lines.append(f"| {variant} | {cells} |")
+    ratios = [raw / cached if cached else float("nan") for raw, cached in zip(*figures.values(), strict=True)]
+    lines += [f"| **ratio** | {' | '.join(f'**{ratio:.2f}**' for ratio in ratios)} |", ""]
     lines += [f"| median seconds of | {' | '.join(VARIANTS)} |", "|---|---|---|"]
     for phase in PHASES:
-        cells = [f"{statistics.median(step.get(phase, 0.0) for step in steps[variant]):.3f}" for variant in VARIANTS]
+        cells = [f"{statistics.median(s['phases'].get(phase, 0) for s in steps[variant]):.3f}" for variant in VARIANTS]
         lines.append(f"| {phase} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from humanomni.configuration import HumanOmniConfig
 from humanomni.errors import CheckpointError, HumanOmniError, MediaError, PromptError
+from humanomni.generation import Request, Result, generate, generate_many
 from humanomni.loading import load_pretrained
 from humanomni.modeling import HumanOmniModel, HumanOmniQwen2ForCausalLM
 from humanomni.processing import HumanOmniProcessor
@@ -15,5 +16,9 @@ __all__ = [
     "HumanOmniQwen2ForCausalLM",
     "MediaError",
     "PromptError",
+    "Request",
+    "Result",
+    "generate",
+    "generate_many",
     "load_pretrained",
 ]

@@ -87,6 +87,12 @@ class HumanOmniConfig(Qwen2Config):
     def check_towers(self) -> None:
         """Raises CheckpointError where an attached tower does not fit this configuration."""
         if self.vision_config is not None:
+            states = self.vision_config.num_hidden_layers + 1
+            if not -states <= self.mm_vision_select_layer < states:
+                raise CheckpointError(
+                    f"mm_vision_select_layer in config.json is {self.mm_vision_select_layer}, but mm_vision_tower "
+                    f"{self.mm_vision_tower} has {states} hidden states; set it to -2 as released"
+                )
             width = self.vision_config.hidden_size
             if width != self.mm_hidden_size:
                 raise CheckpointError(

@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from humanomni.errors import HumanOmniError, PromptError
 from humanomni.modeling import HumanOmniQwen2ForCausalLM
-from humanomni.processing import HumanOmniProcessor, Media, _is_frame_list
+from humanomni.processing import HumanOmniProcessor, Media, is_frame_list
 from humanomni.prompts import DEFAULT_INSTRUCT, check_question
 
 DEFAULT_MAX_NEW_TOKENS = 2048
@@ -116,7 +116,7 @@ def generate(
     )
     texts = [text.strip() for text in processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :])]
     several = any(isinstance(argument, (list, tuple)) for argument in (instruct, modal, start, end)) or (
-        isinstance(video, (list, tuple)) and not _is_frame_list(video)
+        isinstance(video, (list, tuple)) and not is_frame_list(video)
     )
     return texts if several or len(texts) > 1 else texts[0]
 

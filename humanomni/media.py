@@ -213,8 +213,9 @@ def _frames_of_video(path: Path, choose: Chooser) -> list[np.ndarray]:
     try:
         return _frames_by_decord(path, choose)
     except _DECORD_ERRORS as error:
-        logger.warning("%s: decord cannot read the frames (%s); trying PyAV", path, _brief(error))
-        return _frames_by_pyav(path, choose)
+        frames = _frames_by_pyav(path, choose)
+        logger.warning("%s: frames read with PyAV, because decord cannot (%s)", path, _brief(error))
+        return frames
 
 
 def _why_not_decord(path: Path) -> str | None:
@@ -497,12 +498,12 @@ def _decode_audio(path: Path, source: Path | io.BytesIO, rate: int, expected: fl
         reason = f"it stops after {len(wave) / rate:.2f} of {expected:.2f} seconds"
     except _DECORD_ERRORS as error:
         reason = _brief(error)
-    logger.warning("%s: decord cannot read the sound (%s); trying PyAV", path, reason)
     if source is not path:
         source.seek(0)
     wave = _audio_by_pyav(source, rate)
     if len(wave) / rate < expected - _LOST_SECONDS or len(wave) == 0:
         raise MediaError(f"has damaged sound: {len(wave) / rate:.2f} of {expected:.2f} seconds decode; replace it")
+    logger.warning("%s: sound read with PyAV, because decord cannot (%s)", path, reason)
     return wave
 
 
@@ -570,6 +571,8 @@ def _open(source: Path | io.BytesIO):
         with av.open(_location(source), metadata_errors="replace") as container:
             if container.format.name.endswith("_pipe") or container.format.name == "image2":
                 raise MediaError("is an image, not a video or a sound; use --modal image")
+            if container.format.name == "tty":  # ffmpeg draws plain text as pictures
+                raise MediaError("is a text, not a video or a sound; give a video or audio file")
             if not container.streams.video and not container.streams.audio:
                 raise MediaError("has neither a video nor an audio stream; give a video or audio file")
             yield container

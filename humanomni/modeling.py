@@ -6,6 +6,7 @@ tokens, Q words of the BERT query.
 """
 
 import copy
+import json
 import logging
 import os
 from pathlib import Path
@@ -17,10 +18,8 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BertModel,
-    LogitsProcessorList,
     Qwen2ForCausalLM,
     Qwen2Model,
-    SuppressTokensLogitsProcessor,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -350,7 +349,9 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
                 folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
         except Exception as error:
-            raise CheckpointError(f"{folder} does not load: {first_line(error)}") from error
+            raise CheckpointError(
+                f"{folder} does not load: {first_line(error)}; mend its config.json or download it again"
+            ) from error
         _check_weights(folder, config, info)
         config = model.config
         config.vision_config, config.audio_config = vision_config, audio_config
@@ -445,9 +446,7 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         )
 
     @torch.no_grad()
-    def generate(
-        self, inputs=None, *, logits_processor=None, prompt_index=None, prefill_prompts_once: bool = True, **kwargs
-    ):
+    def generate(self, inputs=None, *, prompt_index=None, prefill_prompts_once: bool = True, **kwargs):
         """As `GenerationMixin.generate`; each clip is encoded once, and a placeholder is never generated.
 
         Args:
@@ -469,15 +468,15 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
             else:
                 kwargs["inputs_embeds"] = embeds[prompt_index]
             features = {}
-        never = [
-            token_id
-            for token_id in (self.config.image_token_id, self.config.video_token_id, self.config.audio_token_id)
-            if token_id is not None and token_id < self.config.vocab_size
-        ]
-        processors = LogitsProcessorList(logits_processor or [])
-        if never:
-            processors.append(SuppressTokensLogitsProcessor(never, device=self.device))
-        return super().generate(logits_processor=processors, **kwargs, **features)
+        settings = kwargs.get("generation_config") or self.generation_config
+        suppressed = kwargs.get("suppress_tokens") or settings.suppress_tokens or []
+        kwargs["suppress_tokens"] = sorted({*suppressed, *self._placeholder_ids()}) or None
+        return super().generate(**kwargs, **features)
+
+    def _placeholder_ids(self) -> list[int]:
+        """The placeholders' ids, those that the language model's head could produce."""
+        ids = (self.config.image_token_id, self.config.video_token_id, self.config.audio_token_id)
+        return [token_id for token_id in ids if token_id is not None and token_id < self.config.vocab_size]
 
     def _prefill_prompts(self, embeds: torch.Tensor, attention_mask: torch.Tensor, prompt_index: torch.Tensor):
         """The cache of distinct prompts (U, L, H), repeated for the rows (B,) that hold them."""
@@ -490,9 +489,11 @@ class HumanOmniQwen2ForCausalLM(Qwen2ForCausalLM):
         output.past_key_values.batch_select_indices(prompt_index)
         return output.past_key_values
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """The features enter with the prompt and live on in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in FEATURES:
                 inputs.pop(name, None)
@@ -520,16 +521,24 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
 
 def read_config(folder: Path) -> HumanOmniConfig:
     """The configuration of a checkpoint folder; CheckpointError where it is not one of HumanOmni's."""
+    file = folder / "config.json"
     try:
-        fields, _ = HumanOmniConfig.get_config_dict(folder)
+        fields = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json does not read: {first_line(error)}") from error
-    if fields.get("model_type") != HumanOmniConfig.model_type:
+        raise CheckpointError(f"{file} does not read: {first_line(error)}; download the checkpoint again") from error
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type != HumanOmniConfig.model_type:
         raise CheckpointError(
-            f"model_type in {folder}/config.json is {fields.get('model_type')!r}, not {HumanOmniConfig.model_type!r}; "
+            f"model_type in {file} is {model_type!r}, not {HumanOmniConfig.model_type!r}; "
             f"pass a HumanOmni or R1-Omni checkpoint"
         )
-    config = HumanOmniConfig.from_dict(fields)
+    try:
+        config = HumanOmniConfig.from_dict(fields)
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers' checks of types and of fields against each other
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{file} is not a valid configuration: {told}; mend the field") from error
     config._name_or_path = str(folder)
     return config
 

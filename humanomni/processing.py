@@ -204,7 +204,8 @@ class HumanOmniProcessor(ProcessorMixin):
             return Media(image=self._pixels([media.read_image(video)], image_aspect_ratio)[0])
         frames = audio = None
         if modal in ("video", "video_audio"):
-            images = media.read_frames(video, num_frames or self.num_frames, start=start, end=end)
+            count = self.num_frames if num_frames is None else num_frames
+            images = media.read_frames(video, count, start=start, end=end)
             frames = self._pixels(images, image_aspect_ratio)
         if modal in ("audio", "video_audio"):
             audio = self._log_mel(video, start, end)
@@ -281,7 +282,7 @@ def stack_media(clips: list[Media]) -> dict[str, torch.Tensor]:
 
 def _align(instruct, video, modal, start, end) -> tuple[list, list, list, list, list]:
     """Five lists of one length, single values repeated."""
-    one_clip = not isinstance(video, (list, tuple)) or _is_frame_list(video)
+    one_clip = not isinstance(video, (list, tuple)) or is_frame_list(video)
     columns = {"instruct": instruct, "modal": modal, "start": start, "end": end}
     lengths = {name: len(column) for name, column in columns.items() if isinstance(column, (list, tuple))}
     if not one_clip:
@@ -298,7 +299,7 @@ def _align(instruct, video, modal, start, end) -> tuple[list, list, list, list, 
     return rows["instruct"], clips, rows["modal"], rows["start"], rows["end"]
 
 
-def _is_frame_list(video: list) -> bool:
+def is_frame_list(video: list) -> bool:
     """True for the frames of one clip: PIL images, or arrays of one frame."""
     return bool(video) and all(
         not isinstance(item, (str, Path, Media)) and item is not None and np.ndim(item) == 3 for item in video
@@ -314,7 +315,9 @@ def load_tokenizer(folder: Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise CheckpointError(f"the tokenizer in {folder} does not load: {first_line(error)}") from error
+        raise CheckpointError(
+            f"the tokenizer in {folder} does not load: {first_line(error)}; download the checkpoint again"
+        ) from error
     if not tokenizer.chat_template:
         raise CheckpointError(
             f"the tokenizer in {folder} has no chat_template; add the one of the released checkpoint"
@@ -338,7 +341,7 @@ def _load_part(part_class, field: str, config: HumanOmniConfig):
         return part_class.from_pretrained(folder)
     except Exception as error:
         raise CheckpointError(
-            f"{field}: {folder} holds no readable {part_class.__name__} files: {first_line(error)}"
+            f"{field}: {folder} holds no readable {part_class.__name__} files: {first_line(error)}; download it again"
         ) from error
 
 

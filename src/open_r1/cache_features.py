@@ -57,6 +57,7 @@ TOWER_FIELDS = ("mm_vision_tower", "mm_audio_tower")
 WRITER_FIELDS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 WRITER_FIELDS |= {"processor_class", "image_processor_type", "feature_extractor_type"}
 WEIGHT_SAMPLE = 4096  # bytes of each tensor that go into a tower's fingerprint: training a tensor changes all of it
+ANOTHER = "make another cache with python -m open_r1.cache_features --out"
 ABANDONED_SECONDS = 3600  # an unfinished shard this old belongs to a run that was killed
 
 
@@ -190,7 +191,10 @@ def _identity(manifest: dict) -> str:
 def _read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        _identity(manifest)
+        known = manifest["format"] == FORMAT
+        if known:
+            _identity(manifest)
+            _ = DTYPES[manifest["dtype"]]
     except FileNotFoundError:
         raise CacheError(
             f"{folder} is no feature cache: it holds no {MANIFEST}; make one with python -m open_r1.cache_features "
@@ -200,17 +204,20 @@ def _read_manifest(folder: Path) -> dict:
         raise CacheError(
             f"{folder / MANIFEST} does not read ({error!r}); remove {folder} and make it again"
         ) from error
+    if not known:
+        raise CacheError(
+            f"feature cache {folder} was made with format {manifest['format']!r}, not {FORMAT!r}; {ANOTHER}"
+        )
     return manifest
 
 
 def _check_manifest(folder: Path, found: dict, wanted: dict) -> None:
     """Raises CacheError, with name and both values, where the cache `folder` was made in another way than `wanted`."""
-    mend = "make another cache with python -m open_r1.cache_features --out"
     for name, value in wanted.items():
         if name not in TOWER_FIELDS:
             if found.get(name) != value:
                 raise CacheError(
-                    f"feature cache {folder} was made with {name} {found.get(name)!r}, not {value!r}; {mend}"
+                    f"feature cache {folder} was made with {name} {found.get(name)!r}, not {value!r}; {ANOTHER}"
                 )
             continue
         for part in ("config", "weights"):
@@ -219,7 +226,7 @@ def _check_manifest(folder: Path, found: dict, wanted: dict) -> None:
             elif found[name].get(part) != value[part]:
                 raise CacheError(
                     f"feature cache {folder} was made with another {name}: {found[name].get('folder')} "
-                    f"({part} {found[name].get(part)}), not {value['folder']} ({part} {value[part]}); {mend}"
+                    f"({part} {found[name].get(part)}), not {value['folder']} ({part} {value[part]}); {ANOTHER}"
                 )
 
 
@@ -437,7 +444,8 @@ def cache_features(
             writer.add(batch, towers.encode(batch))
             for clip in batch:
                 _note_faults(folder, clip, known_bad)
-                report.bad += [str(error) for error in clip.faults.values()]
+                if clip.faults:
+                    report.bad.append("; ".join(dict.fromkeys(map(str, clip.faults.values()))))
             progress.update(len(batch))
             if report.bad and on_bad_sample == "error":
                 raise MediaError(f"{report.bad[0]}; pass --on_bad_sample skip to go on without it")

@@ -32,6 +32,7 @@ from humanomni import HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 from humanomni.errors import HumanOmniError
 from humanomni.loading import ATTENTION, resolve_device, resolve_dtype
 from humanomni.modeling import find_checkpoint
+from humanomni.processing import ASPECT_RATIOS
 from open_r1.cache_features import FeatureCache
 from open_r1.data import Sample, clip_path, read_samples
 from open_r1.labels import CLASSES, SYNONYMS, read_synonyms
@@ -99,8 +100,11 @@ class EvaluateArguments:
 
     def __post_init__(self):
         for name in ("model_path", "data", "predictions"):
-            value = getattr(self, name)
+            value = getattr(self, name)  # a YAML file may hold a single text
             setattr(self, name, [value] if isinstance(value, str) else list(value or []))
+
+    def check(self) -> None:
+        """Raises HumanOmniError where options do not go together or are out of range."""
         for name in ("max_new_tokens", "batch_size", "num_workers", "bootstrap_resamples"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -109,10 +113,11 @@ class EvaluateArguments:
             raise HumanOmniError("predictions are scored without a model; drop --model_path and --data")
         if not self.predictions and not (self.model_path and self.data):
             raise HumanOmniError("nothing to evaluate; pass --model_path and --data, or --predictions (see --help)")
-        if self.attn_implementation not in ATTENTION:
-            raise HumanOmniError(
-                f"attn_implementation is {self.attn_implementation!r}; pass one of {', '.join(ATTENTION)}"
-            )
+        for name, allowed in (("attn_implementation", ATTENTION), ("image_aspect_ratio", (None, *ASPECT_RATIOS))):
+            if getattr(self, name) not in allowed:
+                raise HumanOmniError(
+                    f"{name} is {getattr(self, name)!r}; pass one of {', '.join(filter(None, allowed))}"
+                )
 
 
 @dataclass(frozen=True)
@@ -197,11 +202,13 @@ def parse_arguments(argv: list[str] | None) -> EvaluateArguments:
         epilog=" ".join(__doc__.split("\n\n")[2].split()),
     )
     try:
-        return parser.parse_args_and_config(argv)[0]
+        (arguments,) = parser.parse_args_and_config(argv)
     except HumanOmniError:
         raise
     except (OSError, ValueError, IndexError, yaml.YAMLError) as error:
         raise HumanOmniError(f"the options cannot be read: {' '.join(str(error).split())}") from error
+    arguments.check()
+    return arguments
 
 
 def parse_entries(texts: list[str], dataset: str | None) -> list[Entry]:

@@ -54,7 +54,8 @@ class DataArguments:
     data_folder: str = field(default="", metadata={"help": "Where the samples' relative clip paths start."})
     eval_data: str | None = field(default=None, metadata={"help": "List of samples to evaluate the rewards on."})
     prompt_style: str = field(
-        default="inference", metadata={"help": "inference: asked as inference asks; release: as the released GRPO did."}
+        default="inference",
+        metadata={"help": "inference: asked as inference asks; release: as the released GRPO."},
     )
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
@@ -73,6 +74,9 @@ class DataArguments:
         default=None, metadata={"help": "Folder made by open_r1.cache_features; the towers are then never loaded."}
     )
     decode_workers: int = field(default=4, metadata={"help": "Threads that read clips."})
+    completions_every: int = field(
+        default=10, metadata={"help": "Steps between tables of completions (log_completions), shown and stored."}
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -113,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         bad_samples=bad_samples,
         projector_learning_rate=model_arguments.projector_learning_rate,
         decode_workers=data.decode_workers,
+        completions_every=data.completions_every,
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

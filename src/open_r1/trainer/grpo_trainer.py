@@ -6,8 +6,8 @@ What is overridden, and why (TRL 1.16; `tests/test_trl_hooks.py` fails when one 
   through TRL's shuffling, splitting and buffering.
 - `_tokenize_prompts`: prepares each distinct prompt and its media once, as a `PromptBank`.
 - `_calculate_rewards`: a clip that could not be read gives no reward.
-- `_compute_loss` and `_get_per_token_logps_and_entropies`: score with the media. Stock TRL knows images only; video and
-  sound would silently be missing from the policy's and the reference's log-probabilities.
+- `_compute_loss` and `_get_per_token_logps_and_entropies`: score with the media. Stock TRL knows images only; video
+  and sound would silently be missing from the policy's and the reference's log-probabilities.
 
 Shapes: B rows (completions), U distinct prompts, P prompt length, C completion length.
 """
@@ -84,6 +84,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         bad_samples: where skipped samples are noted.
         projector_learning_rate: of the projectors and the gate; None for the common one.
         decode_workers: threads that read clips.
+        completions_every: with `log_completions`, the table of completions is shown and stored every so many steps.
     """
 
     def __init__(
@@ -97,12 +98,14 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         bad_samples: BadSamples | None = None,
         projector_learning_rate: float | None = None,
         decode_workers: int = 4,
+        completions_every: int = 1,
         **kwargs,
     ):
         self.prompt_style, self.data_folder = prompt_style, data_folder
         self.efficiency = efficiency or Efficiency()
         self.feature_cache, self.on_bad_sample, self.bad_samples = feature_cache, on_bad_sample, bad_samples
         self.projector_learning_rate = projector_learning_rate
+        self.completions_every = completions_every
         self._threads = ThreadPoolExecutor(decode_workers, "clip")
         self._decoding: dict[Sample, Future] = {}
         self._banks: dict[str, PromptBank] = {}
@@ -135,7 +138,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
     def _note_tower_clips(self, module, inputs) -> None:
         self.tower_clips += len(inputs[0])
 
-    # --- clips -------------------------------------------------------------------------------------------------------
+    # --- clips ---
 
     def _decode_ahead(self, rows: list[dict]) -> list[dict]:
         """The data loader's collator: it runs one batch ahead of training, so the clips it starts are read in time."""
@@ -208,10 +211,11 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         inputs |= self.processor.tokenize_queries([bank.prompts[prompt].query for prompt in prompts])
         return {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
 
-    # --- rollout -----------------------------------------------------------------------------------------------------
+    # --- rollout ---
 
     def _generate_and_score_completions(self, inputs):
         self._samples = [sample_of(row) for row in inputs]
+        self._log_completion_extra("clip", [sample.clip for sample in self._samples])
         before = self.tower_clips
         output = super()._generate_and_score_completions(inputs)
         rows, bank = self._rows, self._bank
@@ -249,7 +253,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         """Of the generation batch in hand; training's outlives an evaluation in the middle of its cycle."""
         return self._banks[self._mode]
 
-    # --- scoring -----------------------------------------------------------------------------------------------------
+    # --- scoring ---
 
     def _compute_loss(self, model, inputs):
         self._rows = inputs["prompt_rows"]
@@ -304,6 +308,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
             now, tokens = time.monotonic(), self.state.num_input_tokens_seen
             logs["tokens_per_second"] = (tokens - self._logged_tokens) / (now - self._logged_at)
             self._logged_tokens, self._logged_at = tokens, now
+        self.log_completions = self.args.log_completions and self.state.global_step % self.completions_every == 0
         super().log(logs, start_time)
 
 
