@@ -2,8 +2,8 @@
 
 Every row is measured in a process of its own, on distinct copies of the bundled clip, with untrained weights (which
 cost what trained ones cost). Reading media runs ahead in worker threads, as in inference.py. Beside each part stands
-how many times its floor it takes; the floor is what the part must compute or read, at the rate this machine reaches in
-one plain matrix product, measured in the same process.
+how many times its floor it takes; the floor is what the part must compute or read, at the best rate that one plain
+matrix product reached in the same run.
 """
 
 import argparse
@@ -27,10 +27,17 @@ EXAMPLE = REPOSITORY / "assets" / "example.mp4"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one process measured; `encode`, `prefill` and `step` are for a whole batch, floors likewise; in seconds."""
+class Rates:
+    """What this machine reaches: operations and bytes a second."""
 
-    geometry: str
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one process measured; encode, prefill and step are for a whole batch; times are seconds."""
+
     batch: int
     new_tokens: int
     clips_per_second: float
@@ -39,17 +46,22 @@ class Row:
     encode: float  # SigLIP, Whisper, BERT
     prefill: float  # projectors, and the prompt through the language model
     step: float  # one more token for every clip of the batch
-    encode_floor: float
-    prefill_floor: float
-    step_floor: float
-    gflops: float
-    gigabytes_per_second: float
-    peak_megabytes: float
+    encode_operations: int
+    prefill_operations: int
+    step_operations: int
+    step_bytes: int
+    peak_bytes: int
+    rates: Rates
 
-    @property
-    def floor(self) -> float:
-        """Seconds a clip must take at least, media not counted."""
-        return (self.encode_floor + self.prefill_floor + (self.new_tokens - 1) * self.step_floor) / self.batch
+    def floors(self, rates: Rates) -> tuple[float, float, float]:
+        """Seconds that encode, prefill and step take at least."""
+        step = max(self.step_operations / rates.flops, self.step_bytes / rates.bytes)
+        return self.encode_operations / rates.flops, self.prefill_operations / rates.flops, step
+
+    def clip_floor(self, rates: Rates) -> float:
+        """Seconds a clip takes at least, media not counted."""
+        encode, prefill, step = self.floors(rates)
+        return (encode + prefill + (self.new_tokens - 1) * step) / self.batch
 
 
 def main() -> None:
@@ -63,17 +75,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     options = parser.parse_args()
+    if min(options.clips, *options.batch) < 1 or options.new_tokens < 2:
+        parser.error("--batch and --clips are at least 1, --new_tokens at least 2")
     print(describe_machine(options))
     for geometry in options.geometry:
         folder = checkpoint(geometry)
         rows = []
         for batch in options.batch:
             print(f"measuring {geometry}, batch {batch} ...", file=sys.stderr, flush=True)
-            rows.append(in_new_process(geometry, folder, batch, options.new_tokens, options.clips, options.dtype))
-        print(
-            f"\n{geometry}: {rows[0].gflops:.0f} GFLOP/s, {rows[0].gigabytes_per_second:.1f} GB/s in plain products\n"
-        )
-        print(table(rows, options.markdown))
+            rows.append(in_new_process(folder, batch, options.new_tokens, options.clips, options.dtype))
+        rates = Rates(max(row.rates.flops for row in rows), max(row.rates.bytes for row in rows))
+        print(f"\n{geometry}: {rates.flops / 1e9:.0f} GFLOP/s, {rates.bytes / 1e9:.1f} GB/s in plain products\n")
+        print(table(rows, rates, options.markdown), flush=True)
 
 
 def describe_machine(options: argparse.Namespace) -> str:
@@ -97,7 +110,7 @@ def in_new_process(*arguments) -> Row:
         return pool.submit(measure, *arguments).result()
 
 
-def measure(geometry: str, folder: Path, batch: int, new_tokens: int, clips: int, dtype: str) -> Row:
+def measure(folder: Path, batch: int, new_tokens: int, clips: int, dtype: str) -> Row:
     """One row of the table."""
     import torch
     import transformers
@@ -118,12 +131,12 @@ def measure(geometry: str, folder: Path, batch: int, new_tokens: int, clips: int
     failed = [result.error for result in results if result.error is not None]
     if failed:
         raise RuntimeError(failed[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
-    return Row(geometry, batch, new_tokens, clips / total, load, media, **parts, peak_megabytes=peak)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Row(batch, new_tokens, clips / total, load, media, **parts, peak_bytes=peak)
 
 
-def measure_parts(model, processor, paths: list, length: dict) -> dict[str, float]:
-    """The fields of a row that concern one batch, the faster of two runs each, and their floors."""
+def measure_parts(model, processor, paths: list, length: dict) -> dict:
+    """The fields of a row that concern one batch; times are the better of two runs."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from humanomni.prompts import DEFAULT_INSTRUCT
@@ -137,18 +150,16 @@ def measure_parts(model, processor, paths: list, length: dict) -> dict[str, floa
     encode = min(timed(lambda: model.model.encode(**batch))[0] for _ in range(2))
     runs = [generation_times(model, {**text, **features}, length) for _ in range(2)]
 
-    flops, bytes_per_second = machine_rates(model.dtype)
-    language_model = [*model.model.layers.parameters(), model.lm_head.weight]
-    weights = sum(weight.numel() for weight in language_model)
+    weights = sum(weight.numel() for weight in (*model.model.layers.parameters(), model.lm_head.weight))
     return {
         "encode": encode,
         "prefill": min(first for first, _ in runs),
         "step": min(step for _, step in runs),
-        "encode_floor": encoding.get_total_flops() / flops,
-        "prefill_floor": filling.get_total_flops() / flops,
-        "step_floor": max(weights * model.dtype.itemsize / bytes_per_second, 2 * weights * len(paths) / flops),
-        "gflops": flops / 1e9,
-        "gigabytes_per_second": bytes_per_second / 1e9,
+        "encode_operations": encoding.get_total_flops(),
+        "prefill_operations": filling.get_total_flops(),
+        "step_operations": 2 * weights * len(paths),
+        "step_bytes": weights * model.dtype.itemsize,
+        "rates": machine_rates(model.dtype),
     }
 
 
@@ -172,15 +183,15 @@ def generation_times(model, inputs: dict, length: dict) -> tuple[float, float]:
     return gaps[0], median(gaps[1:])
 
 
-def machine_rates(dtype) -> tuple[float, float]:
-    """Operations a second of a matrix product of a tower's size; bytes a second of one too large for the caches."""
+def machine_rates(dtype) -> Rates:
+    """Of a matrix product of a tower's size, and of a matrix too large for the caches times a vector."""
     import torch
 
     rows, weights, table = (torch.ones(shape, dtype=dtype) for shape in ((1568, 768), (768, 3072), (8192, 8192)))
     product = min(timed(lambda: rows @ weights)[0] for _ in range(20))
     vector = torch.ones(8192, dtype=dtype)
     reading = min(timed(lambda: table @ vector)[0] for _ in range(10))
-    return 2 * 1568 * 768 * 3072 / product, table.nbytes / reading
+    return Rates(2 * 1568 * 768 * 3072 / product, table.nbytes / reading)
 
 
 def timed(action) -> tuple[float, object]:
@@ -189,31 +200,33 @@ def timed(action) -> tuple[float, object]:
     return time.perf_counter() - start, result
 
 
-def table(rows: list[Row], markdown: bool) -> str:
+def table(rows: list[Row], rates: Rates, markdown: bool) -> str:
     """Parts in seconds a clip, with the multiple of their floors; `bound` is the gain that the floors alone allow."""
     heads = ["batch", "clips/s", "gain", "bound", "load", "media", "encode", "prefill", "step, ms", "peak, MB"]
-    base = rows[0]
-    lines = [
-        [
-            str(row.batch),
-            f"{row.clips_per_second:.3f}",
-            f"{row.clips_per_second / base.clips_per_second:.2f}x",
-            f"{base.floor / row.floor:.2f}x",
-            f"{row.load:.1f}",
-            f"{row.media:.3f}",
-            f"{row.encode / row.batch:.3f} ({row.encode / row.encode_floor:.1f}x)",
-            f"{row.prefill / row.batch:.3f} ({row.prefill / row.prefill_floor:.1f}x)",
-            f"{row.step * 1e3:.1f} ({row.step / row.step_floor:.1f}x)",
-            f"{row.peak_megabytes:.0f}",
-        ]
-        for row in rows
-    ]
+    lines = [cells(row, rows[0], rates) for row in rows]
     if markdown:
         return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---:"] * len(heads), *lines))
     widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in (heads, *lines)
     )
+
+
+def cells(row: Row, base: Row, rates: Rates) -> list[str]:
+    """One line of the table; gains are over `base`."""
+    encode, prefill, step = row.floors(rates)
+    return [
+        str(row.batch),
+        f"{row.clips_per_second:.3f}",
+        f"{row.clips_per_second / base.clips_per_second:.2f}x",
+        f"{base.clip_floor(rates) / row.clip_floor(rates):.2f}x",
+        f"{row.load:.1f}",
+        f"{row.media:.3f}",
+        f"{row.encode / row.batch:.3f} ({row.encode / encode:.1f}x)",
+        f"{row.prefill / row.batch:.3f} ({row.prefill / prefill:.1f}x)",
+        f"{row.step * 1e3:.1f} ({row.step / step:.1f}x)",
+        f"{row.peak_bytes / 1e6:.0f}",
+    ]
 
 
 if __name__ == "__main__":

@@ -181,9 +181,9 @@ def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
     """Markdown: step time and memory of the variants, their ratio, and the phases."""
     steps = {variant: [step for run in done for step in run["steps"]] for variant, done in runs.items()}
     lines = [
-        f"{args.geometry} geometry, clips a step: {args.batch_size}, CPU cores: {os.cpu_count()}, runs of each variant, "
-        f"taking turns: {args.repeats}, of {args.steps} steps each. CPU seconds count all cores and, unlike s/step, not "
-        f"what other processes take away.",
+        f"{args.geometry} geometry; {args.batch_size} clip(s) a step; {os.cpu_count()} CPU cores; {args.repeats} runs "
+        f"of {args.steps} steps each, taking turns.",
+        "CPU seconds count all cores, and leave out what other processes of the machine take.",
         "",
         "| | s/step, min | s/step, median | CPU s/step, median | peak memory (GB) | peak GPU memory (GB) |",
         "|---|---|---|---|---|---|",

@@ -81,6 +81,8 @@ class HumanOmniModel(Qwen2Model):
         input_features: torch.Tensor | None = None,
         bert_input_ids: torch.Tensor | None = None,
         bert_attention_mask: torch.Tensor | None = None,
+        *,
+        run_absent: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Runs the encoders, once per clip; what comes out is what the trained parts start from.
 
@@ -89,6 +91,8 @@ class HumanOmniModel(Qwen2Model):
             pixel_values: (I, 3, height, width) normalised images.
             input_features: (S, M, 3000) log-mel windows.
             bert_input_ids, bert_attention_mask: (B, Q) the questions.
+            run_absent: run a tower on a blank where its media are absent, so that every process of ZeRO-3, which
+                gathers weights module by module, runs the same towers; the blank's output is thrown away.
 
         Returns:
             Of `video_features` (N, T, P, D), `image_features` (I, 1, P, D), `audio_features` (S, A, D) and
@@ -97,10 +101,16 @@ class HumanOmniModel(Qwen2Model):
         features = {}
         if pixel_values_videos is not None:
             features["video_features"] = self._tower("vision_tower")(pixel_values_videos)
+        elif run_absent and self.vision_tower is not None:
+            self.vision_tower(self.vision_tower.blank())
         if pixel_values is not None:
             features["image_features"] = self._tower("vision_tower")(pixel_values[:, None])
+        elif run_absent and self.vision_tower is not None:
+            self.vision_tower(self.vision_tower.blank())
         if input_features is not None:
             features["audio_features"] = self._tower("audio_tower")(input_features)
+        elif run_absent and self.audio_tower is not None:
+            self.audio_tower(self.audio_tower.blank())
         if bert_input_ids is not None:
             output = self.bert_model(input_ids=bert_input_ids, attention_mask=bert_attention_mask)
             features["query_features"] = output.last_hidden_state[:, 0]
@@ -129,7 +139,11 @@ class HumanOmniModel(Qwen2Model):
         audio_features: torch.Tensor | None = None,
         query_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The sequence of embeddings (B, L, H): text from the embedding table, media tokens at their placeholders."""
+        """The sequence of embeddings (B, L, H): text from the embedding table, media tokens at their placeholders.
+
+        Among several training processes each runs every projector, in one order, on a blank where the batch lacks the
+        medium: sharded training reduces gradients in the order in which they come, and would mix up or hang.
+        """
         placeholders = {
             "video": self.config.video_token_id,
             "image": self.config.image_token_id,
@@ -148,11 +162,23 @@ class HumanOmniModel(Qwen2Model):
                 queries = query_features.repeat_interleave(here.sum(dim=1) // tokens_each, dim=0)  # (N, Dq)
                 _check_count(kind, here, len(features) * tokens_each)
                 embeds = _put(embeds, here, self.project_video(features, queries))
+            elif self._in_lockstep():
+                blank = embeds.new_zeros(1, 1, self.config.patch_grid**2, self.config.mm_hidden_size)
+                query = embeds.new_zeros(1, self.config.bert_config.hidden_size)
+                embeds = embeds + 0 * self.project_video(blank, query).sum()
         if audio_features is not None:
             here = input_ids == placeholders["audio"]
             _check_count("audio", here, audio_features.shape[0] * audio_features.shape[1])
             embeds = _put(embeds, here, self.project_audio(audio_features))
+        elif self._in_lockstep():
+            blank = embeds.new_zeros(1, self.config.tokens_per_audio, self.config.audio_hidden_size)
+            embeds = embeds + 0 * self.project_audio(blank).sum()
         return embeds
+
+    def _in_lockstep(self) -> bool:
+        """Whether other processes train beside this one, or hold a part of its weights."""
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return several and torch.distributed.get_world_size() > 1 and (self.training or is_deepspeed_zero3_enabled())
 
     def _continue_prompts(
         self,
@@ -198,29 +224,6 @@ class HumanOmniModel(Qwen2Model):
         )
         return BaseModelOutputWithPast(last_hidden_state=whole.last_hidden_state[:, prompt_embeds.shape[1] - 1 :])
 
-    def _run_absent(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Runs the parts whose media the batch lacks on one blank each, and returns a number to add nothing by.
-
-        ZeRO-3 gathers weights module by module: a process that skips a module other processes call would hang them.
-        """
-        weight = self.embed_tokens.weight
-        query = weight.new_zeros(1, self.config.bert_config.hidden_size)
-        vision, audio = self.config.vision_config, self.config.audio_config
-        total = weight.new_zeros(())
-        for name in ("video_features", "image_features"):
-            if name not in features:
-                blank = weight.new_zeros(1, 1, self.config.patch_grid**2, self.config.mm_hidden_size)
-                if self.vision_tower is not None:
-                    blank = self.vision_tower(weight.new_zeros(1, 1, 3, vision.image_size, vision.image_size))
-                total = total + self.project_video(blank, query).sum()
-        if "audio_features" not in features:
-            blank = weight.new_zeros(1, self.config.tokens_per_audio, self.config.audio_hidden_size)
-            if self.audio_tower is not None:
-                frames = 2 * audio.max_source_positions  # Whisper's second convolution halves them
-                blank = self.audio_tower(weight.new_zeros(1, audio.num_mel_bins, frames))
-            total = total + self.project_audio(blank).sum()
-        return total
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -250,19 +253,25 @@ class HumanOmniModel(Qwen2Model):
         result is (B, 1 + C, H): the prompt's last position, which predicts the first token, comes first.
         """
         if inputs_embeds is None:
-            encoded = self.encode(
-                pixel_values_videos, pixel_values, input_features, bert_input_ids, bert_attention_mask
-            )
-            given = {
-                "video_features": video_features,
-                "image_features": image_features,
-                "audio_features": audio_features,
-                "query_features": query_features,
-            }
-            features = {name: value for name, value in {**given, **encoded}.items() if value is not None}
-            inputs_embeds = self.embed(input_ids if prompt_ids is None else prompt_ids, **features)
-            if is_deepspeed_zero3_enabled() and not kwargs.get("use_cache"):
-                inputs_embeds = inputs_embeds + 0 * self._run_absent(features)
+            cache = kwargs.get("past_key_values")
+            if cache is not None and cache.get_seq_length() > 0:  # the media came with the prompt
+                inputs_embeds = self.embed_tokens(input_ids)
+            else:
+                raw = (pixel_values_videos, pixel_values, input_features)
+                towers_run = prompt_ids is None or any(tensor is not None for tensor in raw)
+                encoded = self.encode(
+                    *raw,
+                    bert_input_ids,
+                    bert_attention_mask,
+                    run_absent=is_deepspeed_zero3_enabled() and towers_run,
+                )
+                given = {
+                    "video_features": video_features,
+                    "image_features": image_features,
+                    "audio_features": audio_features,
+                    "query_features": query_features,
+                }
+                inputs_embeds = self.embed(input_ids if prompt_ids is None else prompt_ids, **{**given, **encoded})
             if prompt_ids is not None:
                 kwargs.pop("use_cache", None)
                 return self._continue_prompts(

@@ -52,6 +52,11 @@ class VisionTower(nn.Module):
             hidden = layer(hidden, attention_mask=None)
         return hidden.unflatten(0, (clips, frames))
 
+    def blank(self) -> torch.Tensor:
+        """One black frame of one clip, as `forward` takes it."""
+        side = self.encoder.config.image_size
+        return next(self.parameters()).new_zeros(1, 1, 3, side, side)
+
 
 class AudioTower(nn.Module):
     """Whisper's encoder, its last hidden state averaged over `AUDIO_POOLING` consecutive frames."""
@@ -69,6 +74,12 @@ class AudioTower(nn.Module):
         """input_features (B, M, 3000) log-mel -> pooled features (B, A, D), e.g. A = 1500 // 3 = 500."""
         hidden = self.encoder(input_features.to(self.encoder.dtype)).last_hidden_state  # (B, 1500, D)
         return nn.functional.avg_pool1d(hidden.transpose(1, 2), AUDIO_POOLING, AUDIO_POOLING).transpose(1, 2)
+
+    def blank(self) -> torch.Tensor:
+        """One silent window, as `forward` takes it."""
+        config = self.encoder.config
+        frames = 2 * config.max_source_positions  # the encoder's second convolution halves them
+        return next(self.parameters()).new_zeros(1, config.num_mel_bins, frames)
 
 
 class _SiglipVisionWeights(SiglipVisionModel):

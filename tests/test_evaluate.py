@@ -462,7 +462,7 @@ def test_entries_and_names():
 # ------------------------------------------------------------------------------------------------------ in training
 
 
-def train(checkpoint, data, out, every=None, steps=3):
+def train(checkpoint, data, out, every=None, steps=3, learning_rate=1e-3):
     """A short fine-tuning; returns the trainer."""
     model, processor = humanomni.load_pretrained(checkpoint, device="cpu")
     for name, weight in model.named_parameters():
@@ -472,7 +472,7 @@ def train(checkpoint, data, out, every=None, steps=3):
         output_dir=str(out),
         max_steps=steps,
         per_device_train_batch_size=1,
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         logging_steps=1,
         save_strategy="no",
         report_to=["tensorboard"],
@@ -551,6 +551,38 @@ def test_right_answers_score(evaluated):
     callback = next(one for one in trainer.callback_handler.callbacks if isinstance(one, EvaluationCallback))
     scores = callback.scores([Prediction(place, "<answer>happy</answer>") for place in reversed(range(len(WORDS)))])
     assert scores["eval_war"] == pytest.approx(100 * 2 / 9) and scores["eval_uar"] == pytest.approx(100 / 7)
+
+
+@pytest.mark.slow
+def test_processes_share_the_held_out_clips(tiny_checkpoint, loaded, data, tmp_path):
+    """Two processes train without learning, so that both must log what the untouched checkpoint answers."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "from pathlib import Path\n"
+        "from test_evaluate import EvaluationCallback, train\n"
+        "checkpoint, data, out = map(Path, sys.argv[1:])\n"
+        "trainer = train(checkpoint, data, out, every=1, steps=1, learning_rate=0.0)\n"
+        "callback = next(c for c in trainer.callback_handler.callbacks if isinstance(c, EvaluationCallback))\n"
+        "answers = [(one.index, one.response) for one in callback.answers()]\n"
+        "logs = [line for line in trainer.state.log_history if 'eval_war' in line]\n"
+        "(out / os.environ['RANK']).write_text(json.dumps([answers, logs]))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*launcher, str(script), str(tiny_checkpoint), str(data), str(tmp_path)], **options)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / rank).read_text()) for rank in "01")
+    assert first == second and len(first[1]) == 1
+
+    model, processor = loaded
+    predictor = Predictor(
+        processor, read_samples(data / "list.json"), data_folder=data, batch_size=4, max_new_tokens=6
+    )
+    expected = {one.index: one.response for some in predictor.answer(model, predictor.batches) for one in some}
+    assert len(predictor.batches) == 3, "an odd number, so that one batch is answered twice"
+    assert len(first[0]) > len(WORDS) and dict(map(tuple, first[0])) == expected
 
 
 def test_every_process_generates_equally_often():

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from humanomni.errors import HumanOmniError, MediaError
+from humanomni.media import clip_seconds
 from humanomni.processing import HumanOmniProcessor, Media, stack_media
 from humanomni.prompts import (
     MEDIA_TAGS,
@@ -384,6 +386,7 @@ def prepare_samples(
     too_long: str = "truncate_text",
     on_bad_sample: str = "error",
     media_needed: bool = True,
+    count_seconds: bool = True,
 ) -> LoadedData:
     """Checks every sample before training: its clip exists and its tokens fit.
 
@@ -393,6 +396,7 @@ def prepare_samples(
             token would stay; `drop` leaves such samples out.
         on_bad_sample: `error` stops at a missing clip; `skip` leaves its sample out.
         media_needed: False where cached features stand in for the clips, which may then be gone.
+        count_seconds: look how long the clips play, for the report; one process of several is enough.
 
     Raises:
         DataError: a clip is missing (with `error`), or nothing is left.
@@ -427,7 +431,29 @@ def prepare_samples(
             f"samples are longer than max_length {max_length}"
         )
     report.samples, report.lengths = kept, lengths
+    if media_needed and count_seconds:
+        report.seconds = total_seconds(kept, data_folder)
     return report
+
+
+def total_seconds(samples: list[Sample], data_folder: str | os.PathLike = "") -> float:
+    """How long the samples' clips play together, as their files say; what does not say, e.g. an image, counts 0."""
+
+    def seconds(clip: str) -> float:
+        try:
+            return clip_seconds(clip_path(clip, data_folder))
+        except MediaError:  # told where the clip is read
+            return 0.0
+
+    clips = {sample.video or sample.audio for sample in samples} - {None}
+    with ThreadPoolExecutor() as threads:
+        lengths = dict(zip(clips, threads.map(seconds, clips), strict=True)) | {None: 0.0}
+    total = 0.0
+    for sample in samples:
+        whole = lengths[sample.video or sample.audio]
+        end = whole if sample.end is None else min(sample.end, whole)
+        total += max(end - (sample.start or 0.0), 0.0)
+    return total
 
 
 def clip_path(clip: str, data_folder: str | os.PathLike) -> Path:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -247,10 +248,12 @@ def evaluate(arguments: EvaluateArguments, synonyms: dict) -> list[Run]:
     runs = []
     try:
         for name, path in zip(short_names(arguments.model_path), arguments.model_path, strict=True):
-            runs += evaluate_model(name, path, samples, arguments, synonyms, processes)
+            checkpoint = Checkpoint(name, path, arguments)
+            for entry, some in samples.items():
+                runs.append(evaluate_set(checkpoint, entry, some, arguments, synonyms, processes))
     finally:
         processes.close()
-    return runs
+    return [run for run in runs if run is not None]
 
 
 def read_set(entry: Entry, arguments: EvaluateArguments) -> list[Sample]:
@@ -269,59 +272,92 @@ def read_set(entry: Entry, arguments: EvaluateArguments) -> list[Sample]:
     return samples
 
 
-def evaluate_model(
-    name: str,
-    path: str,
-    samples: dict[Entry, list[Sample]],
+def evaluate_set(
+    checkpoint: "Checkpoint",
+    entry: Entry,
+    samples: list[Sample],
     arguments: EvaluateArguments,
     synonyms: dict,
     processes: Processes,
-) -> list[Run]:
-    """One checkpoint on every set; it is loaded when there is a question left to ask."""
-    processor = HumanOmniProcessor.from_pretrained(path, **towers(arguments))
-    cache = None
-    if arguments.feature_cache is not None:
-        cache = FeatureCache(arguments.feature_cache, processor, arguments.data_folder)
-    device = own_device(arguments.device)
-    model, runs = None, []
-    for entry, some in samples.items():
-        predictor = Predictor(
-            processor,
-            some,
-            data_folder=arguments.data_folder,
-            feature_cache=cache,
-            image_aspect_ratio=arguments.image_aspect_ratio,
-            think=arguments.think,
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_new_tokens,
-            num_workers=arguments.num_workers,
-        )
-        settings = {
-            "think": arguments.think,
-            "max_new_tokens": arguments.max_new_tokens,
-            "batch_size": arguments.batch_size,
-            "image_aspect_ratio": predictor.image_aspect_ratio,
-            "cached_features": cache is not None,
-            "dtype": str(resolve_dtype(arguments.dtype, device)).removeprefix("torch."),
-            "attn_implementation": arguments.attn_implementation,
-            **towers(arguments),
+) -> Run | None:
+    """One checkpoint on one set; returns the scored run on the first process."""
+    predictor = checkpoint.predictor(samples)
+    settings = checkpoint.settings(predictor)
+    identity = {**settings, "checkpoint": checkpoint_stamp(checkpoint.path), "samples": digest(samples)}
+    folder = PredictionFolder(Path(arguments.output_dir) / checkpoint.name / entry.folder, identity)
+    left = processes.from_first(lambda: unanswered(predictor, folder.open()))
+    own = left[processes.rank :: processes.size]
+    if own:
+        answer(predictor, checkpoint.model, own, folder, processes.rank, f"{checkpoint.name}, {entry.title}")
+    processes.wait()
+    about = {"model_path": checkpoint.path, "data": entry.path, "data_folder": arguments.data_folder, **settings}
+    runs = []
+
+    def conclude() -> None:
+        runs.append(score_run(checkpoint.name, entry, folder.finish(len(samples)), arguments, synonyms, about))
+
+    processes.from_first(conclude)
+    return runs[0] if runs else None
+
+
+class Checkpoint:
+    """A checkpoint under evaluation; its weights are loaded when there is a question left to ask.
+
+    Args:
+        name: short, for the report and its folder.
+    """
+
+    def __init__(self, name: str, path: str, arguments: EvaluateArguments):
+        self.name, self.path, self.arguments = name, path, arguments
+        self.towers = {
+            "vision_tower": arguments.vision_tower,
+            "audio_tower": arguments.audio_tower,
+            "bert_model": arguments.bert_model,
         }
-        identity = {**settings, "checkpoint": checkpoint_stamp(path), "samples": digest(some)}
-        folder = PredictionFolder(Path(arguments.output_dir) / name / entry.folder, identity)
-        left = processes.from_first(lambda f=folder, p=predictor: unanswered(p, f.open()))
-        if left and model is None:
-            model = load_model(path, processor, arguments, device)
-        answer(
-            predictor, model, left[processes.rank :: processes.size], folder, processes.rank, f"{name}, {entry.title}"
+        self.device = own_device(arguments.device)
+        self.dtype = resolve_dtype(arguments.dtype, self.device)
+        self.processor = HumanOmniProcessor.from_pretrained(path, **self.towers)
+        self.cache = None
+        if arguments.feature_cache is not None:
+            self.cache = FeatureCache(arguments.feature_cache, self.processor, arguments.data_folder)
+
+    @cached_property
+    def model(self) -> HumanOmniQwen2ForCausalLM:
+        disable_progress_bar()
+        return HumanOmniQwen2ForCausalLM.from_pretrained(
+            self.path,
+            config=self.processor.config,
+            dtype=self.dtype,
+            attn_implementation=self.arguments.attn_implementation,
+            load_towers=self.cache is None,
+            **self.towers,
+        ).to(self.device)
+
+    def predictor(self, samples: list[Sample]) -> Predictor:
+        return Predictor(
+            self.processor,
+            samples,
+            data_folder=self.arguments.data_folder,
+            feature_cache=self.cache,
+            image_aspect_ratio=self.arguments.image_aspect_ratio,
+            think=self.arguments.think,
+            batch_size=self.arguments.batch_size,
+            max_new_tokens=self.arguments.max_new_tokens,
+            num_workers=self.arguments.num_workers,
         )
-        processes.wait()
-        about = {"model_path": path, "data": entry.path, "data_folder": arguments.data_folder, **settings}
 
-        def conclude(entry=entry, folder=folder, some=some, about=about) -> None:
-            runs.append(score_run(name, entry, folder.finish(len(some)), arguments, synonyms, about))
-
-        processes.from_first(conclude)
-    return runs
+    def settings(self, predictor: Predictor) -> dict:
+        """What the answers depend on, besides the weights and the samples."""
+        return {
+            "think": self.arguments.think,
+            "max_new_tokens": self.arguments.max_new_tokens,
+            "batch_size": self.arguments.batch_size,
+            "image_aspect_ratio": predictor.image_aspect_ratio,
+            "cached_features": self.cache is not None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attn_implementation": self.arguments.attn_implementation,
+            **self.towers,
+        }
 
 
 def unanswered(predictor: Predictor, lines: dict[int, dict]) -> list[tuple[int, ...]]:
@@ -334,8 +370,7 @@ def answer(
     predictor: Predictor, model, batches: list[tuple[int, ...]], folder: PredictionFolder, rank: int, title: str
 ) -> None:
     """Asks the model about this process's batches and writes down each answer as it comes."""
-    clips = sum(map(len, batches))
-    bar = tqdm(total=clips, desc=title, unit="clip", disable=rank > 0 or clips == 0)
+    bar = tqdm(total=sum(map(len, batches)), desc=title, unit="clip", disable=rank > 0)
     with bar, logging_redirect_tqdm(), folder.appending(rank) as add:
         for predictions in predictor.answer(model, batches):
             for prediction in predictions:
@@ -353,33 +388,11 @@ def as_line(prediction: Prediction, sample: Sample) -> dict:
     return line if prediction.error is None else {**line, "error": prediction.error}
 
 
-def load_model(
-    path: str, processor: HumanOmniProcessor, arguments: EvaluateArguments, device: torch.device
-) -> HumanOmniQwen2ForCausalLM:
-    disable_progress_bar()
-    return HumanOmniQwen2ForCausalLM.from_pretrained(
-        path,
-        config=processor.config,
-        dtype=resolve_dtype(arguments.dtype, device),
-        attn_implementation=arguments.attn_implementation,
-        load_towers=arguments.feature_cache is None,
-        **towers(arguments),
-    ).to(device)
-
-
 def own_device(asked: str) -> torch.device:
     """The device asked for; with `auto` and several GPUs, this process's own."""
     if asked == "auto" and torch.cuda.device_count() > 1:
         asked = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     return resolve_device(asked)
-
-
-def towers(arguments: EvaluateArguments) -> dict[str, str | None]:
-    return {
-        "vision_tower": arguments.vision_tower,
-        "audio_tower": arguments.audio_tower,
-        "bert_model": arguments.bert_model,
-    }
 
 
 def checkpoint_stamp(path: str) -> dict[str, list[int]]:

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import SFTConfig, TrlParser
+from trl import SFTConfig
 
 from humanomni import CheckpointError
 from open_r1.cache_features import FeatureCache
@@ -20,20 +21,23 @@ from open_r1.data import BadSamples, LoadedData, SampleEncoder, SupervisedCollat
 from open_r1.run_record import plot_training_curves, write_run_record
 from open_r1.trainer.sft_trainer import HumanOmniSFTTrainer
 from open_r1.training import (
+    ENCODERS,
     Bar,
     ModelArguments,
     check_arguments,
     checkpoint_to_resume,
     init_distributed,
+    library_checks,
     load_for_training,
     lora_config,
+    parse_arguments,
     run,
     save_merged,
 )
 
 logger = logging.getLogger(__name__)
 
-BAR = {"loss": "loss", "learning_rate": "lr", "tokens_per_second": "tok/s"}
+BAR = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "lr", "tokens_per_second": "tok/s"}
 PANELS = {
     "Loss": ["loss", "eval_loss"],
     "Learning rate": ["learning_rate"],
@@ -65,12 +69,12 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = TrlParser((DataArguments, ModelArguments, SFTConfig))
-    data, model_arguments, arguments = parser.parse_args_and_config(argv)
+    data, model_arguments, arguments = parse_arguments((DataArguments, ModelArguments, SFTConfig), argv)
     check_arguments(arguments)
     init_distributed(arguments)
     main_process = arguments.process_index == 0
 
+    set_seed(arguments.seed)  # for a gate that starts at random
     model, processor = load_for_training(model_arguments, load_towers=data.feature_cache is None)
     context = model.config.max_position_embeddings
     if arguments.max_length is not None and arguments.max_length > context:
@@ -80,43 +84,56 @@ def main(argv: list[str] | None = None) -> None:
         cache = FeatureCache(data.feature_cache, processor, data.data_folder)
     train = load_data(data.data, data, arguments, processor)
     held_out = load_data(data.eval_data, data, arguments, processor) if data.eval_data else None
+    checkpoint = checkpoint_to_resume(arguments)
     if main_process:
-        print(f"{data.data}: {train}")
+        print(f"{data.data}: {train}", flush=True)
+        if held_out is not None:
+            print(f"{data.eval_data}: {held_out}", flush=True)
         write_run_record(arguments.output_dir, asdict(data) | asdict(model_arguments) | arguments.to_dict())
 
     # The collator reads the samples itself; TRL must leave its columns and rows alone.
     arguments.remove_unused_columns = False
     arguments.dataset_kwargs = {"skip_prepare_dataset": True}
+    if arguments.ddp_find_unused_parameters is None:
+        # The model gives every other part a gradient in each step; the encoders' last layers are not read.
+        arguments.ddp_find_unused_parameters = any(part in ENCODERS for part in model_arguments.trainable_parts)
     bad_samples = BadSamples(arguments.output_dir, arguments.process_index)
-    trainer = HumanOmniSFTTrainer(
-        model=model,
-        args=arguments,
-        data_collator=SupervisedCollator(
-            processor,
-            data.prompt_style,
-            data.data_folder,
-            max_length=arguments.max_length,
-            on_bad_sample=data.on_bad_sample,
-            feature_cache=cache,
-            bad_samples=bad_samples,
-        ),
-        train_dataset=as_dataset(train),
-        eval_dataset=None if held_out is None else as_dataset(held_out),
-        processing_class=processor,
-        peft_config=lora_config(model_arguments),
-        projector_learning_rate=model_arguments.projector_learning_rate,
-    )
+    if checkpoint is None:
+        bad_samples.file.unlink(missing_ok=True)
+    with library_checks():
+        trainer = HumanOmniSFTTrainer(
+            model=model,
+            args=arguments,
+            data_collator=SupervisedCollator(
+                processor,
+                data.prompt_style,
+                data.data_folder,
+                max_length=arguments.max_length,
+                on_bad_sample=data.on_bad_sample,
+                feature_cache=cache,
+                bad_samples=bad_samples,
+            ),
+            train_dataset=as_dataset(train),
+            eval_dataset=None if held_out is None else as_dataset(held_out),
+            processing_class=processor,
+            peft_config=lora_config(model_arguments),
+            projector_learning_rate=model_arguments.projector_learning_rate,
+        )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if not arguments.disable_tqdm:
         trainer.add_callback(Bar(BAR))
 
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if model_arguments.use_lora and main_process:
-        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, Path(arguments.output_dir) / "merged")
+    output = Path(arguments.output_dir)
+    if model_arguments.use_lora:
+        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, output / "merged")
     if main_process:
-        plot_training_curves(trainer.state.log_history, Path(arguments.output_dir) / "training_curves.png", PANELS)
+        plot_training_curves(trainer.state.log_history, output / "training_curves.png", PANELS)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        told = f", loss {losses[0]:.4g} at first and {losses[-1]:.4g} at last" if losses else ""
+        print(f"{trainer.state.global_step} steps{told}: {output / 'merged' if model_arguments.use_lora else output}")
     skipped = bad_samples.read()
     if skipped:
         logger.warning(
@@ -134,6 +151,7 @@ def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -
         too_long=data.too_long,
         on_bad_sample=data.on_bad_sample,
         media_needed=data.feature_cache is None,
+        count_seconds=arguments.process_index == 0,
     )
 
 

@@ -5,21 +5,29 @@ import json
 import logging
 import os
 import sys
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import torch
+import yaml
+from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import BertModel, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging as transformers_logging
+from trl import TrlParser
 
 from humanomni import CheckpointError, HumanOmniError, HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 from humanomni.loading import resolve_dtype
+from humanomni.towers import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +42,8 @@ PARTS = {
     "audio_tower": ("model.audio_tower.",),
 }
 PROJECTORS = ("mm_projector", "audio_projector", "bert_gate")
+TOWERS = ("vision_tower", "audio_tower")
+ENCODERS = ("bert", *TOWERS)
 LORA_TARGETS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -67,9 +77,18 @@ class ModelArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of the adapters' input."})
 
     def __post_init__(self):
+        if isinstance(self.trainable_parts, str):  # a YAML file may name a single part without a list
+            self.trainable_parts = [self.trainable_parts]
         unknown = [part for part in self.trainable_parts if part not in PARTS]
         if unknown:
             raise CheckpointError(f"trainable_parts holds {unknown[0]!r}; it takes {', '.join(PARTS)}")
+        frozen = [part for part in self.trainable_parts if part in ENCODERS]
+        if self.use_lora and frozen:
+            raise CheckpointError(f"trainable_parts holds {frozen[0]}, which use_lora freezes; drop one of the two")
+        if self.use_lora and "language_model" not in self.trainable_parts:
+            raise CheckpointError(
+                "use_lora trains the language model, but trainable_parts lacks it; add language_model"
+            )
 
 
 def load_for_training(
@@ -85,7 +104,7 @@ def load_for_training(
         "audio_tower": arguments.audio_tower,
         "bert_model": arguments.bert_model,
     }
-    trained_towers = [part for part in ("vision_tower", "audio_tower") if part in arguments.trainable_parts]
+    trained_towers = [part for part in TOWERS if part in arguments.trainable_parts]
     if trained_towers and not load_towers:
         raise CheckpointError(f"trainable_parts holds {trained_towers[0]}, but feature_cache leaves the towers out")
     processor = HumanOmniProcessor.from_pretrained(arguments.model_path, **towers)
@@ -103,13 +122,45 @@ def load_for_training(
     return model, processor
 
 
+class _BertWeights(BertModel):
+    """BERT out of a checkpoint for masked words: its head is meant to be left behind."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar = [r"^cls\."]
+
+
 def reinit_gate(model: HumanOmniQwen2ForCausalLM) -> None:
-    """BERT as its folder has it, and torch's default initialisation for the gate: how the released SFT started."""
+    """BERT as its folder has it, and torch's default initialisation for the gate: how the released SFT started.
+
+    Raises:
+        CheckpointError: the folder holds no BERT, or not all of its weights.
+    """
     folder = model.config.mm_bert
-    model.model.bert_model = BertModel.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
-    for layer in model.model.bert_gate:
-        if isinstance(layer, torch.nn.Linear):
-            layer.reset_parameters()
+    try:
+        bert, info = _BertWeights.from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"reinit_gate reads BERT anew, but {folder} does not load: {first_line(error)}; pass --bert_model"
+        ) from error
+    if info["missing_keys"]:
+        raise CheckpointError(f"reinit_gate reads BERT anew, but {folder} lacks {min(info['missing_keys'])}")
+    model.model.bert_model = bert.eval()
+    with gathered(model.model.bert_gate.parameters(), modifier_rank=0):
+        for layer in model.model.bert_gate:
+            if isinstance(layer, torch.nn.Linear):
+                layer.reset_parameters()
+
+
+def gathered(weights: Iterable[torch.nn.Parameter], modifier_rank: int | None = None) -> AbstractContextManager:
+    """Within, weights that ZeRO-3 spreads over the processes are whole on each; all processes must enter.
+
+    Args:
+        modifier_rank: the process whose changes stay; None where nothing is changed for good.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(weights), modifier_rank=modifier_rank)
 
 
 def set_trainable(model: torch.nn.Module, parts: list[str]) -> None:
@@ -134,9 +185,15 @@ def lora_config(arguments: ModelArguments) -> LoraConfig | None:
 
 
 def save_merged(model: PeftModel, processor: HumanOmniProcessor, folder: Path) -> None:
-    """Writes the model with its adapters merged in, in the release's format."""
-    model.merge_and_unload().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    """Writes the model with its adapters merged in, in the release's format.
+
+    All processes call it, for ZeRO-3 gathers the weights from all; the main one writes. The model is of no use after.
+    """
+    with gathered(model.parameters()):
+        merged = model.merge_and_unload()
+        if PartialState().is_main_process:
+            merged.save_pretrained(folder)
+            processor.save_pretrained(folder)
 
 
 def split_projector_groups(optimizer: torch.optim.Optimizer, model: torch.nn.Module, learning_rate: float) -> None:
@@ -148,6 +205,42 @@ def split_projector_groups(optimizer: torch.optim.Optimizer, model: torch.nn.Mod
         if moved:
             group["params"] = [weight for weight in group["params"] if id(weight) not in own]
             optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+
+
+class _Parser(TrlParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage of some two hundred options."""
+        self.exit(2, f"error: {message}; --help lists the options\n")
+
+
+def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) -> tuple:
+    """Reads the options of dataclasses from the YAML file of `--config` and from the command line, which wins.
+
+    Raises:
+        HumanOmniError: an option or a value is unknown, or the file does not read.
+        SystemExit: as argparse does, for `--help`, a missing option or a value of another type.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    try:
+        with library_checks():
+            return _Parser(classes).parse_args_and_config(argv, fail_with_unknown_args=True)
+    except yaml.YAMLError as error:
+        raise HumanOmniError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise HumanOmniError(f"the file of --config does not read: {error}") from error
+
+
+@contextmanager
+def library_checks() -> Iterator[None]:
+    """Within, what transformers and TRL find wrong with the options is a user's mistake, told in one line."""
+    try:
+        yield
+    except HumanOmniError:
+        raise
+    except ValueError as error:
+        raise HumanOmniError(" ".join(str(error).split())) from error
 
 
 def check_arguments(arguments: TrainingArguments) -> None:
@@ -159,19 +252,43 @@ def check_arguments(arguments: TrainingArguments) -> None:
 
 def init_distributed(arguments: TrainingArguments) -> None:
     """On CPUs DeepSpeed must know its backend before the model loads, or ZeRO-3 believes in a world of one."""
-    if arguments.deepspeed and arguments.use_cpu:
+    if not arguments.use_cpu:
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if arguments.deepspeed:
         import deepspeed
 
+        # gloo serves well enough; DeepSpeed's own reduction would first be compiled, which takes minutes and a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
 
 
+class WholeCheckpoints:
+    """Mixed into a Trainer, writes `trainer_state.json` of a checkpoint only when all processes have written theirs.
+
+    Its presence then says that the checkpoint is whole; `checkpoint_to_resume` looks for it.
+    """
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # The last thing that each process writes; the main one goes on to the trainer's state.
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Frozen towers are not in a checkpoint, and a tied head is not written: nothing to warn about.
+        expected = tuple(prefix for part in TOWERS for prefix in PARTS[part])
+        expected += ("lm_head.",) if self.model.config.tie_word_embeddings else ()
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if not key.startswith(expected)]
+        super()._issue_warnings_after_load(load_result)
+
+
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one asked for, else the newest whole one in the output folder.
+    """The checkpoint to go on from: the one asked for, else the newest whole one in the output folder, or None.
 
     `resume_from_checkpoint` is a folder, `true` (or nothing) for the newest, or `false` to start anew.
 
     Raises:
-        CheckpointError: the one asked for is not whole, or training would start anew in a used folder.
+        CheckpointError: the one asked for is not whole.
     """
     asked = arguments.resume_from_checkpoint
     if str(asked).lower() == "false":
@@ -183,12 +300,13 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
         return str(asked)
     folders = Path(arguments.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     numbered = sorted((int(f.name.rsplit("-", 1)[1]), f) for f in folders if f.name.rsplit("-", 1)[1].isdigit())
+    level = logging.WARNING if arguments.process_index == 0 else logging.DEBUG
     for _, folder in reversed(numbered):
         reason = what_is_missing(folder)
         if reason is None:
-            logger.warning("resuming from %s", folder)
+            logger.log(level, "resuming from %s", folder)
             return str(folder)
-        logger.warning("%s is passed over, it was not written to its end: %s", folder, reason)
+        logger.log(level, "%s is passed over, it was not written to its end: %s", folder, reason)
     return None
 
 
@@ -233,17 +351,42 @@ class Bar(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            figures = {short: f"{logs[key]:.4g}" for key, short in self.shown.items() if key in logs}
+            figures = {short: _short(logs[key]) for key, short in self.shown.items() if key in logs}
             if figures:
                 self.training_bar.set_postfix(figures)
 
 
+def _short(figure: float) -> str:
+    return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.4g}"
+
+
+# What libraries say about their own future, or about what is chosen here on purpose: start of the message, category
+NOISE = (
+    (r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning),
+    (r"`torch\.distributed\.\w+` is deprecated", FutureWarning),
+    (r"Grad strides do not match bucket view strides", UserWarning),
+)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback."""
+    """Runs an entry point; a user's mistake is one line on stderr and exit status 2, without a traceback.
+
+    The environment variable `LOG_LEVEL` says how much is logged; with `DEBUG` the traceback is shown too.
+    """
     transformers_logging.disable_progress_bar()  # of reading and writing shards, which would tear the training bar
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("LOG_LEVEL", "WARNING"))
+    for message, category in NOISE:
+        warnings.filterwarnings("ignore", message, category)
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in str(record.msg))
     try:
         main()
     except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logger.debug("the mistake in full", exc_info=error)
+        print(f"error: {_last_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _last_line(error: HumanOmniError) -> str:
+    """The message; one that crossed from a data-loader worker ends a traceback that was put in front of it."""
+    last = str(error).rstrip().rpartition("\n")[2]
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer
 
 from humanomni.errors import HumanOmniError, MediaError
@@ -189,7 +190,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         """One pass of each tower over all clips; their features, a dict each."""
         backbone = self._backbone()
         raw = {name: tensor.to(self.accelerator.device) for name, tensor in stack_media(clips).items()}
-        features = backbone.encode(**raw)
+        features = backbone.encode(**raw, run_absent=is_deepspeed_zero3_enabled())
         rows = {
             name: iter(features[name].split(1))
             for name in ("video_features", "image_features", "audio_features")

@@ -4,10 +4,10 @@ import time
 
 from trl import SFTTrainer
 
-from open_r1.training import split_projector_groups
+from open_r1.training import WholeCheckpoints, split_projector_groups
 
 
-class HumanOmniSFTTrainer(SFTTrainer):
+class HumanOmniSFTTrainer(WholeCheckpoints, SFTTrainer):
     """Takes batches from `open_r1.data.SupervisedCollator`.
 
     Args:
@@ -16,14 +16,18 @@ class HumanOmniSFTTrainer(SFTTrainer):
 
     def __init__(self, *args, projector_learning_rate: float | None = None, **kwargs):
         self.projector_learning_rate = projector_learning_rate
-        super().__init__(*args, **kwargs)
         self._tokens_logged, self._time_logged = 0, time.monotonic()
+        super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.projector_learning_rate is not None:
             split_projector_groups(optimizer, self.model, self.projector_learning_rate)
         return optimizer
+
+    def train(self, *args, **kwargs):
+        self._time_logged = time.monotonic()
+        return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
