@@ -66,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(folder: Path, args: argparse.Namespace) -> None:
     """Writes the model, one clip for each row of a run, their list and their cache into `folder`."""
     python = [sys.executable, "-m"]
-    subprocess.run([*python, "humanomni.tiny", folder / "model", "--geometry", args.geometry], check=True)
+    subprocess.run(
+        [*python, "humanomni.tiny", folder / "model", "--geometry", args.geometry], check=True, stdout=sys.stderr
+    )
     (folder / "clips").mkdir()
     samples = []
     for index in range((args.steps + 1) * args.batch_size):
@@ -183,7 +185,7 @@ def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
     lines = [
         f"{args.geometry} geometry; {args.batch_size} clip(s) a step; {os.cpu_count()} CPU cores; {args.repeats} runs "
         f"of {args.steps} steps each, taking turns.",
-        "CPU seconds count all cores, and leave out what other processes of the machine take.",
+        "CPU seconds count all cores, threads that wait by spinning included.",
         "",
         "| | s/step, min | s/step, median | CPU s/step, median | peak memory (GB) | peak GPU memory (GB) |",
         "|---|---|---|---|---|---|",
@@ -195,8 +197,8 @@ def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
         figures[variant] = (min(seconds), statistics.median(seconds), statistics.median(cpu), host, gpu)
         cells = " | ".join(f"{figure:.2f}" for figure in figures[variant])
         lines.append(f"| {variant} | {cells} |")
-    ratios = [raw / cached if cached else float("nan") for raw, cached in zip(*figures.values(), strict=True)]
-    lines += [f"| **ratio** | {' | '.join(f'**{ratio:.2f}**' for ratio in ratios)} |", ""]
+    ratios = [f"**{raw / cached:.2f}**" if cached else "" for raw, cached in zip(*figures.values(), strict=True)]
+    lines += [f"| **ratio** | {' | '.join(ratios)} |", ""]
     lines += [f"| median seconds of | {' | '.join(VARIANTS)} |", "|---|---|---|"]
     for phase in PHASES:
         cells = [f"{statistics.median(s['phases'].get(phase, 0) for s in steps[variant]):.3f}" for variant in VARIANTS]

@@ -51,7 +51,7 @@ class Geometry:
     audio_hidden: int = 32
     audio_ffn: int = 64
     audio_layers: int = 2
-    audio_heads: int = 4
+    audio_heads: int = 2
     mel_bins: int = 128
     bert_hidden: int = 32
     bert_ffn: int = 64

@@ -10,6 +10,8 @@ from PIL import Image
 from trl import GRPOConfig
 
 import humanomni
+from humanomni.modeling import RAW_MEDIA
+from humanomni.prompts import THINK_SENTENCE
 from humanomni.tiny import Geometry, build_checkpoint
 from open_r1.data import Sample, SupervisedCollator
 from open_r1.grpo import as_dataset
@@ -41,7 +43,7 @@ def make_clips(folder) -> list[Sample]:
 
 
 def asked(media: dict, label: str) -> Sample:
-    turns = [{"from": "human", "value": f"<{next(iter(media))}>\nFelt?"}, {"from": "gpt", "value": label}]
+    turns = [{"from": "human", "value": f"<{next(iter(media))}>\nFelt?  {THINK_SENTENCE}"}, {"from": "gpt", "value": label}]
     return Sample.parse({**media, "conversations": turns})
 
 
@@ -52,7 +54,10 @@ def cold_start(model, processor, samples: list[Sample], steps: int) -> None:
     for _ in range(8):
         turns = [(sample.turns[0], WELL_FORMED.format(draw.choice(LABELS))) for sample in samples]
         rows = [Sample(turn, video=s.video, audio=s.audio) for turn, s in zip(turns, samples, strict=True)]
-        batches.append(SupervisedCollator(processor)(rows))
+        batch = SupervisedCollator(processor)(rows)
+        raw = {name: batch.pop(name) for name in RAW_MEDIA if name in batch}
+        with torch.no_grad():
+            batches.append({**batch, **model.model.encode(**raw)})
     optimiser = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)
     model.train()
     for step in range(steps):
@@ -69,7 +74,7 @@ def test_reward_rises_from_chance_to_where_the_label_is(tmp_path):
     model, processor = humanomni.load_pretrained(checkpoint, device="cpu")
     set_trainable(model, ["mm_projector", "audio_projector", "bert_gate", "language_model"])
     samples = make_clips(tmp_path)
-    cold_start(model, processor, samples, steps=60)
+    cold_start(model, processor, samples, steps=200)
     model.save_pretrained(tmp_path / "cold")
     processor.save_pretrained(tmp_path / "cold")
     model, processor = humanomni.load_pretrained(tmp_path / "cold", device="cpu")
@@ -80,11 +85,11 @@ def test_reward_rises_from_chance_to_where_the_label_is(tmp_path):
         reward_funcs=[accuracy_reward, format_reward],
         args=GRPOConfig(
             output_dir=str(tmp_path / "out"),
-            per_device_train_batch_size=64,
+            per_device_train_batch_size=128,
             num_generations=8,
             max_completion_length=40,
-            max_steps=150,
-            learning_rate=2e-3,
+            max_steps=80,
+            learning_rate=1e-3,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=5,
             beta=0.0,

@@ -126,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.save_state()
     output = Path(arguments.output_dir)
     if model_arguments.use_lora:
         save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, output / "merged")

@@ -87,7 +87,7 @@ class ModelArguments:
             raise CheckpointError(f"trainable_parts holds {frozen[0]}, which use_lora freezes; drop one of the two")
         if self.use_lora and "language_model" not in self.trainable_parts:
             raise CheckpointError(
-                "use_lora trains the language model, but trainable_parts lacks it; add language_model"
+                "use_lora trains the language model, which trainable_parts lacks; add language_model"
             )
 
 
@@ -258,7 +258,7 @@ def init_distributed(arguments: TrainingArguments) -> None:
     if arguments.deepspeed:
         import deepspeed
 
-        # gloo serves well enough; DeepSpeed's own reduction would first be compiled, which takes minutes and a compiler
+        # gloo serves well enough; DeepSpeed's own reduction would first be compiled, for minutes and by a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo")
 
