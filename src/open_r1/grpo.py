@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
 
 from humanomni.errors import PromptError
 from open_r1.cache_features import FeatureCache
 from open_r1.data import BadSamples, DataError, Sample, clip_path, encode_prompt, question_of, read_samples
 from open_r1.rewards import reward_functions
 from open_r1.run_record import plot_training_curves, write_run_record
+from open_r1.trainer.evaluation_callback import EvaluationArguments, evaluate_within
 from open_r1.trainer.grpo_trainer import Efficiency, HumanOmniGRPOTrainer
 from open_r1.training import (
     Bar,
@@ -27,8 +29,10 @@ from open_r1.training import (
     check_arguments,
     checkpoint_to_resume,
     init_distributed,
+    library_checks,
     load_for_training,
     lora_config,
+    parse_arguments,
     run,
     save_merged,
 )
@@ -43,6 +47,7 @@ PANELS = {
     "Completion length": ["completions/mean_length"],
     "KL": ["kl"],
     "Entropy": ["entropy"],
+    "Held-out WAR and UAR": ["eval_war", "eval_uar"],
 }
 
 
@@ -60,8 +65,8 @@ class DataArguments:
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy", "format"],
         metadata={
-            "help": "Rewards to add up (weights: --reward_weights): accuracy, format, label_map_accuracy, over_length, "
-            "repetition, or your own module:function."
+            "help": "Rewards to add up (weights: --reward_weights): accuracy, format, label_map_accuracy, "
+            "over_length, repetition, or your own module:function."
         },
     )
     max_prompt_length: int | None = field(
@@ -80,56 +85,68 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = TrlParser((DataArguments, ModelArguments, Efficiency, GRPOConfig))
-    data, model_arguments, efficiency, arguments = parser.parse_args_and_config(argv)
+    classes = (DataArguments, ModelArguments, Efficiency, EvaluationArguments, GRPOConfig)
+    data, model_arguments, efficiency, evaluation, arguments = parse_arguments(classes, argv)
     check_arguments(arguments)
     init_distributed(arguments)
     main_process = arguments.process_index == 0
 
+    set_seed(arguments.seed)  # for a gate that starts at random
     rewards = reward_functions(data.rewards, arguments.max_completion_length)
     model, processor = load_for_training(model_arguments, load_towers=data.feature_cache is None)
     train = load_prompts(data.data, data, arguments, processor)
     held_out = load_prompts(data.eval_data, data, arguments, processor) if data.eval_data else None
     if main_process:
         print(f"{data.data}: {len(train)} prompts, {arguments.num_generations} completions each")
-        record = asdict(data) | asdict(model_arguments) | asdict(efficiency) | arguments.to_dict()
+        record = asdict(data) | asdict(model_arguments) | asdict(efficiency) | asdict(evaluation) | arguments.to_dict()
         write_run_record(arguments.output_dir, record)
 
     arguments.dataloader_num_workers = 0  # rows are paths; threads of the trainer read the clips
-    arguments.model_init_kwargs = reference_options(model_arguments, load_towers=not (efficiency.encode_once))
+    arguments.model_init_kwargs = reference_options(
+        model_arguments, load_towers=data.feature_cache is None and not efficiency.encode_once
+    )
     bad_samples = BadSamples(arguments.output_dir, arguments.process_index)
+    checkpoint = checkpoint_to_resume(arguments)
+    if checkpoint is None:
+        bad_samples.file.unlink(missing_ok=True)
     cache = None
     if data.feature_cache is not None:
         cache = FeatureCache(data.feature_cache, processor, data.data_folder)
-    trainer = HumanOmniGRPOTrainer(
-        model=model,
-        reward_funcs=rewards,
-        args=arguments,
-        train_dataset=as_dataset(train),
-        eval_dataset=None if held_out is None else as_dataset(held_out),
-        processing_class=processor,
-        peft_config=lora_config(model_arguments),
-        prompt_style=data.prompt_style,
-        data_folder=data.data_folder,
-        efficiency=efficiency,
-        feature_cache=cache,
-        on_bad_sample=data.on_bad_sample,
-        bad_samples=bad_samples,
-        projector_learning_rate=model_arguments.projector_learning_rate,
-        decode_workers=data.decode_workers,
-        completions_every=data.completions_every,
-    )
+    with library_checks():
+        trainer = HumanOmniGRPOTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=arguments,
+            train_dataset=as_dataset(train),
+            eval_dataset=None if held_out is None else as_dataset(held_out),
+            processing_class=processor,
+            peft_config=lora_config(model_arguments),
+            prompt_style=data.prompt_style,
+            data_folder=data.data_folder,
+            efficiency=efficiency,
+            feature_cache=cache,
+            on_bad_sample=data.on_bad_sample,
+            bad_samples=bad_samples,
+            projector_learning_rate=model_arguments.projector_learning_rate,
+            decode_workers=data.decode_workers,
+            completions_every=data.completions_every,
+        )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if not arguments.disable_tqdm:
         trainer.add_callback(Bar(BAR))
 
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(arguments))
+    evaluate_within(trainer, evaluation, data_folder=data.data_folder, feature_cache=cache, think=True)
+
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if model_arguments.use_lora and main_process:
-        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, Path(arguments.output_dir) / "merged")
+    trainer.save_state()
+    output = Path(arguments.output_dir)
+    if model_arguments.use_lora:
+        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, output / "merged")
     if main_process:
-        plot_training_curves(trainer.state.log_history, Path(arguments.output_dir) / "training_curves.png", PANELS)
+        plot_training_curves(trainer.state.log_history, output / "training_curves.png", PANELS)
+        print(f"{trainer.state.global_step} steps: {output / 'merged' if model_arguments.use_lora else output}")
     skipped = bad_samples.read()
     if skipped:
         logger.warning(

@@ -17,7 +17,16 @@ from trl import SFTConfig
 
 from humanomni import CheckpointError
 from open_r1.cache_features import FeatureCache
-from open_r1.data import BadSamples, LoadedData, SampleEncoder, SupervisedCollator, prepare_samples, read_samples
+from open_r1.data import (
+    BadSamples,
+    DataError,
+    LoadedData,
+    Sample,
+    SampleEncoder,
+    SupervisedCollator,
+    prepare_samples,
+    read_samples,
+)
 from open_r1.run_record import plot_training_curves, write_run_record
 from open_r1.trainer.sft_trainer import HumanOmniSFTTrainer
 from open_r1.training import (
@@ -84,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         cache = FeatureCache(data.feature_cache, processor, data.data_folder)
     train = load_data(data.data, data, arguments, processor)
     held_out = load_data(data.eval_data, data, arguments, processor) if data.eval_data else None
+    check_trained_towers(model_arguments, arguments, train.samples)
     checkpoint = checkpoint_to_resume(arguments)
     if main_process:
         print(f"{data.data}: {train}", flush=True)
@@ -154,6 +164,24 @@ def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -
         media_needed=data.feature_cache is None,
         count_seconds=arguments.process_index == 0,
     )
+
+
+def check_trained_towers(model_arguments: ModelArguments, arguments: SFTConfig, samples: list[Sample]) -> None:
+    """DeepSpeed waits for every process's gradient of every weight, but a tower runs where its media are only.
+
+    Raises:
+        DataError: a tower trains on samples of which some lack its media.
+    """
+    if not arguments.deepspeed or arguments.world_size == 1:
+        return
+    for part, tags in (("vision_tower", ("<video>", "<image>")), ("audio_tower", ("<audio>",))):
+        if part in model_arguments.trainable_parts:
+            lacking = [sample for sample in samples if not any(tag in sample.turns[0] for tag in tags)]
+            if lacking:
+                raise DataError(
+                    f"{part} trains, but {len(lacking)} samples hold none of {' and '.join(tags)}, "
+                    f"{lacking[0].origin} first; leave them out, or train without deepspeed"
+                )
 
 
 def as_dataset(loaded: LoadedData) -> Dataset:

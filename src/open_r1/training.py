@@ -22,6 +22,7 @@ from transformers import BertModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import OptimizerNames
 from transformers.utils import logging as transformers_logging
 from trl import TrlParser
 
@@ -245,9 +246,9 @@ def library_checks() -> Iterator[None]:
 
 def check_arguments(arguments: TrainingArguments) -> None:
     """Refuses, before anything is loaded, what could only fail later."""
-    eight_bit = "bnb" in str(arguments.optim) or "8bit" in str(arguments.optim)
-    if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise CheckpointError(f"optim is {arguments.optim}, which needs bitsandbytes; pip install bitsandbytes")
+    name = OptimizerNames(arguments.optim).value
+    if ("bnb" in name or "8bit" in name) and importlib.util.find_spec("bitsandbytes") is None:
+        raise CheckpointError(f"optim is {name}, which needs bitsandbytes; pip install bitsandbytes")
 
 
 def init_distributed(arguments: TrainingArguments) -> None:

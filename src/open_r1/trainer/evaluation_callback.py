@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,11 +13,44 @@ from transformers import Trainer, TrainerCallback
 from trl.models import unwrap_model_for_generation
 
 from humanomni.errors import HumanOmniError
+from open_r1.data import read_samples
 from open_r1.labels import CLASSES
 from open_r1.metrics import score
 from open_r1.prediction import Prediction, Predictor, check_labels, classes_of
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationArguments:
+    """The held-out clips answered during training."""
+
+    held_out: str | None = field(
+        default=None, metadata={"help": "List of samples to answer during training, for eval/war and eval/uar."}
+    )
+    held_out_every: int = field(default=100, metadata={"help": "Steps between those evaluations."})
+    held_out_set: str | None = field(
+        default=None, metadata={"help": "dfew, mafw or ravdess for that set's classes; else the labels that occur."}
+    )
+    held_out_new_tokens: int = field(default=256, metadata={"help": "Longest answer in those evaluations, in tokens."})
+
+
+def evaluate_within(
+    trainer: Trainer, arguments: EvaluationArguments, *, data_folder: str, feature_cache, think: bool
+) -> None:
+    """Adds the evaluation that `arguments` ask for to `trainer`, if any; `think` as for `Predictor`."""
+    if arguments.held_out is None:
+        return
+    predictor = Predictor(
+        trainer.processing_class,
+        read_samples(arguments.held_out),
+        data_folder=data_folder,
+        feature_cache=feature_cache,
+        think=think,
+        batch_size=trainer.args.per_device_eval_batch_size,
+        max_new_tokens=arguments.held_out_new_tokens,
+    )
+    trainer.add_callback(EvaluationCallback(trainer, predictor, arguments.held_out_every, arguments.held_out_set))
 
 
 class EvaluationCallback(TrainerCallback):
@@ -45,6 +79,7 @@ class EvaluationCallback(TrainerCallback):
         self.labels = [sample.answer for sample in samples]
         self.classes = classes_of(self.labels) if dataset is None else CLASSES[dataset]
         check_labels(samples, self.classes)
+        self.told: set[str] = set()  # what is wrong with clips, each to be said once
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every and state.global_step < state.max_steps:
@@ -78,9 +113,9 @@ class EvaluationCallback(TrainerCallback):
             gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
         ) as model:
             answered = [one for some in self.predictor.answer(model, batches) for one in some]
-        for prediction in answered:
-            if prediction.error:
-                logger.warning("%s", prediction.error)
+        for error in {prediction.error for prediction in answered if prediction.error} - self.told:
+            logger.warning("a held-out clip counts as wrong: %s", error)
+            self.told.add(error)
         return gather_object(answered)
 
 
