@@ -308,7 +308,7 @@ def test_rows_keep_their_clip_through_cycles_and_evaluations(tiny, clips, tmp_pa
                     bank = self._bank
                     mask = inputs["prompt_mask"][row].bool()
                     assert inputs["prompt_ids"][row][mask].tolist() == bank.prompts[number].input_ids
-                    fresh = self._encode([self._read_clip(bank.samples[number], bank.prompts[number].modal)[0]])[0]
+                    fresh = self._encode([self._read_clip(bank.samples[number], bank.prompts[number])[0]])[0]
                     gaps.append(max((fresh[k] - bank.clips[number][k]).abs().max().item() for k in fresh))
             return super()._compute_loss(model, inputs)
 

@@ -21,29 +21,35 @@ from open_r1.training import set_trainable
 
 LABELS = ("happy", "sad", "angry", "fear")
 COLOURS = ((220, 30, 30), (30, 30, 220), (30, 200, 30), (230, 230, 230))
-TONES = (150, 450, 1350, 4000)  # hertz
 WELL_FORMED = "<think>x</think><answer>{}</answer>"
 
 
 def make_clips(folder) -> list[Sample]:
-    """For each label two pictures of its colour (as videos of two frames) and two sounds of its pitch."""
+    """For each label two pictures of its colour (as videos of two frames) and two sounds of its kind."""
     noise = np.random.default_rng(0)
+    time = np.arange(32000) / 16000
+    sounds = (
+        np.sin(2 * np.pi * 150 * time),
+        np.sin(2 * np.pi * 4000 * time),
+        noise.normal(0, 0.5, len(time)),
+        np.sin(2 * np.pi * 800 * time) * (np.sin(2 * np.pi * 3 * time) > 0),
+    )
     samples = []
-    for label, colour, tone in zip(LABELS, COLOURS, TONES, strict=True):
+    for label, colour, sound in zip(LABELS, COLOURS, sounds, strict=True):
         for copy in range(2):
             frames = folder / f"{label}{copy}"
             frames.mkdir()
             for number in range(2):
                 pixels = np.clip(np.full((48, 48, 3), colour) + noise.normal(0, 8, (48, 48, 3)), 0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(frames / f"{number}.png")
-            time = np.arange(16000) / 16000
-            sound = write_wave(folder / f"{label}{copy}.wav", 0.3 * np.sin(2 * np.pi * tone * time), 16000)
-            samples += [asked({"video": str(frames)}, label), asked({"audio": str(sound)}, label)]
+            heard = write_wave(folder / f"{label}{copy}.wav", (0.2 + 0.1 * copy) * sound, 16000)
+            samples += [asked({"video": str(frames)}, label), asked({"audio": str(heard)}, label)]
     return samples
 
 
 def asked(media: dict, label: str) -> Sample:
-    turns = [{"from": "human", "value": f"<{next(iter(media))}>\nFelt?  {THINK_SENTENCE}"}, {"from": "gpt", "value": label}]
+    question = f"<{next(iter(media))}>\nFelt?  {THINK_SENTENCE}"
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": label}]
     return Sample.parse({**media, "conversations": turns})
 
 
@@ -89,7 +95,7 @@ def test_reward_rises_from_chance_to_where_the_label_is(tmp_path):
             num_generations=8,
             max_completion_length=40,
             max_steps=80,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=5,
             beta=0.0,

@@ -328,11 +328,12 @@ def test_half_written_checkpoints_are_told_from_whole_ones(file, told, uninterru
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(uninterrupted / "checkpoint-2", checkpoint)
     assert what_is_missing(checkpoint) is None
-    for size in (checkpoint.joinpath(file).stat().st_size - 1, 0):
+    for size in (checkpoint.joinpath(file).stat().st_size - 2, 0):
         os.truncate(checkpoint / file, size)
         assert what_is_missing(checkpoint) == told
-    checkpoint.joinpath(file).unlink()
-    assert what_is_missing(checkpoint) is not None or file in ("scheduler.pt", "rng_state.pth")
+    if file in ("trainer_state.json", "model.safetensors", "optimizer.pt"):
+        checkpoint.joinpath(file).unlink()
+        assert what_is_missing(checkpoint) is not None
 
 
 def test_resume_from_checkpoint_takes_a_folder_true_or_false(uninterrupted, tmp_path):
@@ -546,7 +547,7 @@ def mistake(capsys, argv: list[str]) -> str:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"max_lenght": 10}, "--max_lenght"),
+        ({"max_lenght": 10}, "unknown options: --max_lenght 10; --help lists the known ones"),
         ({"max_length": "long"}, "invalid int value: 'long'; --help lists the options"),
         ({"trainable_parts": "tongue"}, "trainable_parts holds 'tongue'; it takes mm_projector, audio_projector"),
         ({"optim": "adamw_bnb_8bit"}, "which needs bitsandbytes; pip install bitsandbytes"),
@@ -578,7 +579,7 @@ def test_mistakes_are_told_in_one_line(changes, told, tiny_checkpoint, mixed, tm
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("learning_rat: 1.0e-5\n", "learning_rat"),
+        ("learning_rat: 1.0e-5\n", "unknown options: --learning_rat 1e-05; --help lists the known ones"),
         ("a: [\n", "is not YAML"),
         ("- a\n- b\n", "must contain a YAML mapping"),
         ("trainable_parts: [ear]\n", "trainable_parts holds 'ear'"),

@@ -32,6 +32,7 @@ from open_r1.metrics import parse_answer
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
+RELEASE_GRPO_FRAMES = 8
 PROMPT_STYLES = ("inference", "release")
 ROLES = {"human": "user", "gpt": "assistant"}
 MEDIA_FIELDS = ("video", "image", "audio")
@@ -306,13 +307,15 @@ class EncodedPrompt:
     input_ids: list[int]
     query: str
     modal: str
+    num_frames: int  # of a video
 
 
 def encode_prompt(processor: HumanOmniProcessor, sample: Sample, prompt_style: str = "inference") -> EncodedPrompt:
     """The prompt of a sample's first turn, for reinforcement learning and evaluation.
 
     The sentence that asks for `<think>` and `<answer>` is added where the question lacks it, behind two spaces, or
-    behind a line break in the `release` style, as the released inference and GRPO have it.
+    behind a line break in the `release` style, as the released inference and GRPO have it. The released GRPO shows 8
+    frames whatever `config.json` says, and so does this style.
     """
     question = question_of(sample)
     if THINK_SENTENCE not in question:
@@ -320,9 +323,10 @@ def encode_prompt(processor: HumanOmniProcessor, sample: Sample, prompt_style: s
     modal = _modal(sample.turns[0])
     style = "release_grpo" if prompt_style == "release" else prompt_style
     text, query = processor.build_prompt(question, modal, style)
-    counts = processor.placeholder_counts()
+    num_frames = RELEASE_GRPO_FRAMES if prompt_style == "release" else processor.num_frames
+    counts = processor.placeholder_counts(num_frames)
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return EncodedPrompt([token for i in ids for token in [i] * counts.get(i, 1)], query, modal)
+    return EncodedPrompt([token for i in ids for token in [i] * counts.get(i, 1)], query, modal, num_frames)
 
 
 def question_of(sample: Sample) -> str:
@@ -568,27 +572,36 @@ def sample_of(row: dict | Sample) -> Sample:
 
 
 def load_sample_media(
-    processor: HumanOmniProcessor, sample: Sample, modal: str, data_folder: str | os.PathLike
+    processor: HumanOmniProcessor,
+    sample: Sample,
+    modal: str,
+    data_folder: str | os.PathLike,
+    num_frames: int | None = None,
 ) -> Media:
     """Reads a sample's clip as training shows it (padded to a square where `config.json` says so)."""
-    aspect = processor.config.image_aspect_ratio or "square"
-    span = {"start": sample.start, "end": sample.end, "image_aspect_ratio": aspect}
+    options = {
+        "start": sample.start,
+        "end": sample.end,
+        "image_aspect_ratio": processor.config.image_aspect_ratio or "square",
+        "num_frames": num_frames,
+    }
     if modal == "text":
         return Media()
     clip = clip_path(sample.image or sample.video or sample.audio, data_folder)
     if sample.audio is None or modal not in ("audio", "video_audio"):
-        return processor.load_media(clip, modal, **span)
-    sound = processor.load_media(clip_path(sample.audio, data_folder), "audio", **span)
-    picture = processor.load_media(clip, "video", **span) if modal == "video_audio" else Media()
+        return processor.load_media(clip, modal, **options)
+    sound = processor.load_media(clip_path(sample.audio, data_folder), "audio", **options)
+    picture = processor.load_media(clip, "video", **options) if modal == "video_audio" else Media()
     return Media(frames=picture.frames, audio=sound.audio)
 
 
-def blank_media(processor: HumanOmniProcessor, modal: str) -> Media:
+def blank_media(processor: HumanOmniProcessor, modal: str, num_frames: int | None = None) -> Media:
     """Zeros in the shapes of `modal`'s tensors."""
     side = processor.config.vision_config.image_size
     mel = processor.feature_extractor
+    frames = processor.num_frames if num_frames is None else num_frames
     return Media(
-        frames=torch.zeros(processor.num_frames, 3, side, side) if "<video>" in MODAL_TAGS[modal] else None,
+        frames=torch.zeros(frames, 3, side, side) if "<video>" in MODAL_TAGS[modal] else None,
         image=torch.zeros(3, side, side) if "<image>" in MODAL_TAGS[modal] else None,
         audio=torch.zeros(mel.feature_size, mel.nb_max_frames) if "<audio>" in MODAL_TAGS[modal] else None,
     )

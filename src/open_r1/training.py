@@ -222,15 +222,24 @@ def parse_arguments(classes: tuple[type, ...], argv: list[str] | None = None) ->
         HumanOmniError: an option or a value is unknown, or the file does not read.
         SystemExit: as argparse does, for `--help`, a missing option or a value of another type.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    words = [part for word in (sys.argv[1:] if argv is None else argv) for part in _split_config(word)]
+    while words.count("--config") > 1:  # the last one counts, as with any option
+        place = words.index("--config")
+        del words[place : place + 2]
     try:
         with library_checks():
-            return _Parser(classes).parse_args_and_config(argv, fail_with_unknown_args=True)
+            *filled, unknown = _Parser(classes).parse_args_and_config(words, return_remaining_strings=True)
     except yaml.YAMLError as error:
         raise HumanOmniError(f"the file of --config is not YAML: {' '.join(str(error).split())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise HumanOmniError(f"the file of --config does not read: {error}") from error
+    if unknown:
+        raise HumanOmniError(f"unknown options: {' '.join(unknown)}; --help lists the known ones")
+    return tuple(filled)
+
+
+def _split_config(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
 @contextmanager
@@ -363,8 +372,9 @@ def _short(figure: float) -> str:
 
 # What libraries say about their own future, or about what is chosen here on purpose: start of the message, category
 NOISE = (
-    (r"`gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning),
+    (r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning),
     (r"`torch\.distributed\.\w+` is deprecated", FutureWarning),
+    (r"This DataLoader will create \d+ worker processes", UserWarning),
     (r"Grad strides do not match bucket view strides", UserWarning),
 )
 

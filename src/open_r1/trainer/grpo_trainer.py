@@ -149,17 +149,17 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
 
     def _start_decoding(self, sample: Sample) -> Future:
         if sample not in self._decoding:
-            modal = encode_prompt(self.processor, sample, self.prompt_style).modal
+            prompt = encode_prompt(self.processor, sample, self.prompt_style)
             self._decoding[sample] = self._threads.submit(
-                load_sample_media, self.processor, sample, modal, self.data_folder
+                load_sample_media, self.processor, sample, prompt.modal, self.data_folder, prompt.num_frames
             )
         return self._decoding[sample]
 
-    def _read_clip(self, sample: Sample, modal: str) -> tuple[object, bool]:
+    def _read_clip(self, sample: Sample, prompt: EncodedPrompt) -> tuple[object, bool]:
         """The media of a sample, and whether they are a blank in place of a clip that does not read."""
         try:
             if self.feature_cache is not None:
-                return self.feature_cache.get(sample, modal), False
+                return self.feature_cache.get(sample, prompt.modal), False
             return self._start_decoding(sample).result(), False
         except MediaError as error:
             if self.on_bad_sample == "error":
@@ -167,8 +167,9 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
             logger.warning("%s is skipped: %s", sample.origin, error)
             if self.bad_samples is not None:
                 self.bad_samples.add(sample, str(error))
-            blank = self.feature_cache.blank(modal) if self.feature_cache else blank_media(self.processor, modal)
-            return blank, True
+            if self.feature_cache is not None:
+                return self.feature_cache.blank(prompt.modal), True
+            return blank_media(self.processor, prompt.modal, prompt.num_frames), True
         finally:
             self._decoding.pop(sample, None)
 
@@ -178,7 +179,7 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
         if self.feature_cache is None:
             for sample in samples:
                 self._start_decoding(sample)
-        read = [self._read_clip(sample, prompt.modal) for sample, prompt in zip(samples, prompts, strict=True)]
+        read = [self._read_clip(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True)]
         clips, bad = [clip for clip, _ in read], [is_bad for _, is_bad in read]
         stack = stack_media if self.feature_cache is None else self.feature_cache.stack
         if self.feature_cache is None and self.efficiency.encode_once:

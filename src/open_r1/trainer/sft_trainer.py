@@ -2,6 +2,7 @@
 
 import time
 
+import torch
 from trl import SFTTrainer
 
 from open_r1.training import WholeCheckpoints, split_projector_groups
@@ -24,6 +25,15 @@ class HumanOmniSFTTrainer(WholeCheckpoints, SFTTrainer):
         if self.projector_learning_rate is not None:
             split_projector_groups(optimizer, self.model, self.projector_learning_rate)
         return optimizer
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        # A batch without sound leaves the audio projector without a gradient, and its momentum would rest; sharded
+        # training counts that as zero. So does this, or the number of processes would change the result.
+        for weight in self.model.parameters():
+            if weight.requires_grad and weight.grad is None and not self.is_deepspeed_enabled:
+                weight.grad = torch.zeros_like(weight)
+        return loss
 
     def train(self, *args, **kwargs):
         self._time_logged = time.monotonic()
