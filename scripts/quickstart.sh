@@ -10,7 +10,7 @@ case "${VENV:-.venv}" in
 esac
 model=models/tiny-untrained
 if [ ! -f "$model/untrained.json" ]; then
-    "$python" -m humanomni.tiny "$model"
+    "$python" -m humanomni.tiny "$model" >&2  # libraries may print
 fi
 cat >&2 <<NOTE
 NOTE: $model has random weights. It takes the path of the real model, from clip to text, but it was never trained:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,8 +24,15 @@ from trl import SFTConfig
 import humanomni
 from humanomni.errors import CheckpointError, HumanOmniError
 from open_r1 import cache_features, sft
-from open_r1.data import Sample, SupervisedCollator, total_seconds
-from open_r1.training import ModelArguments, checkpoint_to_resume, parse_arguments, run, what_is_missing
+from open_r1.data import DataError, Sample, SupervisedCollator, total_seconds
+from open_r1.training import (
+    ModelArguments,
+    checkpoint_to_resume,
+    load_for_training,
+    parse_arguments,
+    run,
+    what_is_missing,
+)
 
 WORKER = Path(__file__).with_name("sft_worker.py")
 EXAMPLE = REPOSITORY / "assets" / "example.mp4"
@@ -375,7 +383,44 @@ def test_lora_resumes_exactly_and_its_merged_export_is_the_same_model(tiny_check
     assert weights(whole / "merged").keys() == weights(tiny_checkpoint).keys()
 
 
+@pytest.mark.slow
+def test_lora_under_zero3_exports_the_same_model(tiny_checkpoint, mixed, tmp_path):
+    changes = {"use_lora": "true", "lora_dropout": 0, "max_steps": 2, "train_sampling_strategy": "sequential"}
+    train(tiny_checkpoint, mixed, tmp_path / "one", **changes, per_device_train_batch_size=4)
+    argv = options(tiny_checkpoint, mixed, tmp_path / "two", **changes)
+    done = launch([*argv, *ZERO["zero3"]], processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert logged(tmp_path / "two") == pytest.approx(logged(tmp_path / "one"), abs=1e-4)
+    ours, theirs = weights(tmp_path / "two/merged"), weights(tmp_path / "one/merged")
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-3)
+
+
 # --- what trains ---
+
+
+def test_frozen_encoders_take_no_part_in_the_backward_pass(tiny_checkpoint, clips):
+    """Gradient checkpointing lets all embeddings ask for gradients, those of the towers and BERT too."""
+    model, processor = load_for_training(ModelArguments(str(tiny_checkpoint)))
+    model.train()
+    model.activation_checkpointing_enable()
+    batch = SupervisedCollator(processor, data_folder=clips)([entry("both", "sad")])
+    text = ("input_ids", "attention_mask", "labels")
+    features = model.model.encode(**{name: value for name, value in batch.items() if name not in text})
+    assert set(features) == {"video_features", "audio_features", "query_features"}
+    assert not any(feature.requires_grad for feature in features.values())
+
+
+def test_a_tower_cannot_train_under_deepspeed_where_some_samples_lack_its_media():
+    samples = [Sample(("<video>\nq", "a"), video="v"), Sample(("q", "a"), origin="list.json, sample 1")]
+    model = ModelArguments("m", trainable_parts=["vision_tower"])
+    two = SimpleNamespace(deepspeed="zero3.json", world_size=2)
+    with pytest.raises(DataError, match=r"vision_tower trains, but 1 samples hold none of .* sample 1 first"):
+        sft.check_trained_towers(model, two, samples)
+    sft.check_trained_towers(model, two, samples[:1])
+    sft.check_trained_towers(model, SimpleNamespace(deepspeed=None, world_size=2), samples)
+    sft.check_trained_towers(ModelArguments("m"), two, samples)
 
 
 def test_only_the_chosen_part_trains_and_text_alone_is_enough(tiny_checkpoint, clips, tmp_path):

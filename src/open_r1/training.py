@@ -18,6 +18,7 @@ import yaml
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 from transformers import BertModel, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
@@ -117,6 +118,8 @@ def load_for_training(
         load_towers=load_towers,
         **towers,
     )
+    # Under ZeRO-3 transformers remembers how it renames old keys (LayerNorm.gamma) and would save by those names.
+    model._weight_conversions = None
     if arguments.reinit_gate:
         reinit_gate(model)
     set_trainable(model, arguments.trainable_parts)
@@ -374,6 +377,7 @@ def _short(figure: float) -> str:
 NOISE = (
     (r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning),
     (r"`torch\.distributed\.\w+` is deprecated", FutureWarning),
+    (r"`rope_scaling` is deprecated", FutureWarning),
     (r"This DataLoader will create \d+ worker processes", UserWarning),
     (r"Grad strides do not match bucket view strides", UserWarning),
 )
@@ -393,7 +397,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except HumanOmniError as error:
         logger.debug("the mistake in full", exc_info=error)
-        print(f"error: {_last_line(error)}", file=sys.stderr)
+        start = "\n" if int(os.environ.get("RANK", 0)) > 0 else ""  # the first process's bar may stand on this line
+        tqdm.write(f"{start}error: {_last_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 
