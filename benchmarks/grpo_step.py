@@ -3,9 +3,10 @@
     python benchmarks/grpo_step.py [--geometry medium] [--group 8] [--new_tokens 64] [--steps 2] [--repeats 2]
 
 Each variant runs in a process of its own (peak memory is its own); the variants take turns. The first step of a
-process warms up and is left out. The floor is the FLOPs a step cannot avoid (each clip encoded once, each prompt through the
-projectors and the language model once a pass, each completion once a pass, backward at twice forward) at the rate of a
-plain matrix product, measured in the same process. Weights are untrained, which costs what trained ones cost.
+process warms up and is left out. The floor is the FLOPs a step cannot avoid (each clip encoded once, each prompt
+through the projectors and the language model once a pass, each completion once a pass, backward at twice forward) at
+the rate of a plain matrix product, measured in the same process. Weights are untrained, which costs what trained ones
+cost.
 """
 
 import argparse
@@ -78,10 +79,8 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
         ]
         entries.append({"video": f"{number}.mp4", "conversations": turns})
     (folder / "list.json").write_text(json.dumps(entries))
-    cache_features.main(
-        ["--model_path", str(folder / "model"), "--data", str(folder / "list.json"), "--data_folder", str(folder)]
-        + ["--out", str(folder / "cache")]
-    )
+    cache = ["--data", str(folder / "list.json"), "--data_folder", str(folder), "--out", str(folder / "cache")]
+    cache_features.main(["--model_path", str(folder / "model"), *cache])
 
 
 def in_new_process(folder: str, name: str, args: argparse.Namespace) -> dict:

@@ -93,7 +93,8 @@ def test_real_steps_under_deepspeed(name, tiny_checkpoint, data, tmp_path):
 
 def test_kill_and_resume_continue_the_trajectory(tiny_checkpoint, data, tmp_path):
     options = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2", "--log_completions", "true"]
-    options += ["--completions_every", "2"]
+    options += ["--completions_every", "2", "--held_out", str(data / "list.json"), "--held_out_every", "2"]
+    options += ["--held_out_new_tokens", "2"]
     whole = start(tiny_checkpoint, data, tmp_path / "whole", *options)
     assert whole.returncode == 0, whole.stderr[-3000:]
     killed = start(tiny_checkpoint, data, tmp_path / "cut", *options, KILL_AT="3")
@@ -106,6 +107,8 @@ def test_kill_and_resume_continue_the_trajectory(tiny_checkpoint, data, tmp_path
         for key in ("loss", "reward", "kl", "completions/mean_length", "grad_norm"):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-5, abs=1e-7), (ours["step"], key)
 
+    logged = json.loads((tmp_path / "whole" / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in logged if "eval_war" in row] == [2, 4]
     left = {file.name for file in (tmp_path / "whole").iterdir()}
     assert {"training_curves.png", "config_resolved.yaml", "environment.json", "model.safetensors"} <= left
     assert [file.name for file in sorted((tmp_path / "whole" / "completions").iterdir())] == [

@@ -28,6 +28,7 @@ from open_r1.data import (
     read_samples,
 )
 from open_r1.run_record import plot_training_curves, write_run_record
+from open_r1.trainer.evaluation_callback import EvaluationArguments, evaluate_within
 from open_r1.trainer.sft_trainer import HumanOmniSFTTrainer
 from open_r1.training import (
     ENCODERS,
@@ -52,6 +53,7 @@ PANELS = {
     "Learning rate": ["learning_rate"],
     "Gradient norm": ["grad_norm"],
     "Token accuracy": ["mean_token_accuracy", "eval_mean_token_accuracy"],
+    "Held-out WAR and UAR": ["eval_war", "eval_uar"],
 }
 
 
@@ -78,7 +80,8 @@ class DataArguments:
 
 
 def main(argv: list[str] | None = None) -> None:
-    data, model_arguments, arguments = parse_arguments((DataArguments, ModelArguments, SFTConfig), argv)
+    classes = (DataArguments, ModelArguments, EvaluationArguments, SFTConfig)
+    data, model_arguments, evaluation, arguments = parse_arguments(classes, argv)
     check_arguments(arguments)
     init_distributed(arguments)
     main_process = arguments.process_index == 0
@@ -99,7 +102,9 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{data.data}: {train}", flush=True)
         if held_out is not None:
             print(f"{data.eval_data}: {held_out}", flush=True)
-        write_run_record(arguments.output_dir, asdict(data) | asdict(model_arguments) | arguments.to_dict())
+        write_run_record(
+            arguments.output_dir, asdict(data) | asdict(model_arguments) | asdict(evaluation) | arguments.to_dict()
+        )
 
     # The collator reads the samples itself; TRL must leave its columns and rows alone.
     arguments.remove_unused_columns = False
@@ -133,6 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     trainer.remove_callback(PrinterCallback)
     if not arguments.disable_tqdm:
         trainer.add_callback(Bar(BAR))
+
+    evaluate_within(trainer, evaluation, data_folder=data.data_folder, feature_cache=cache, think=False)
 
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
