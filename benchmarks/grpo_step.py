@@ -44,9 +44,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="grpo-step-") as folder:
         prepare(Path(folder), args)
-        runs = {name: [] for name in VARIANTS}
+        runs = {name: [] for name in args.variants}
         for repeat in range(args.repeats):
-            for name in VARIANTS:
+            for name in args.variants:
                 print(f"repeat {repeat + 1} of {args.repeats}: {name}", file=sys.stderr)
                 runs[name].append(in_new_process(folder, name, args))
     print(report(runs, args))
@@ -59,6 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new_tokens", type=int, default=64, help="tokens a completion (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="measured steps a process (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="processes a variant (default: %(default)s)")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="rows to measure"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()

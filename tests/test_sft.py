@@ -227,12 +227,13 @@ def test_two_processes_give_the_same_losses(sharding, reference, tiny_checkpoint
 def test_zero3_gives_the_same_losses_also_when_killed_and_resumed(reference, tiny_checkpoint, mixed, tmp_path):
     argv = options(tiny_checkpoint, mixed, tmp_path, train_sampling_strategy="sequential")
     argv += [*ZERO["zero3"], "--save_strategy", "steps", "--save_steps", "2"]
-    killed = launch(argv, processes=2, script=WORKER, KILL_AT="step:4", KILL_RANK="1")
+    killed = launch(argv, processes=2, script=WORKER, KILL_AT="file:checkpoint-4/rng_state_1.pth", KILL_RANK="1")
     assert killed.returncode != 0
-    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert (tmp_path / "checkpoint-4/model.safetensors").exists()
+    assert not (tmp_path / "checkpoint-4/trainer_state.json").exists()  # the first process waited for the second
     done = launch(argv, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("resuming from") == 1
+    assert done.stderr.count("checkpoint-4 is passed over") == done.stderr.count("resuming from") == 1
     assert logged(tmp_path) == pytest.approx(logged(reference), abs=1e-4)
     ours, theirs = weights(tmp_path), weights(reference)
     assert ours.keys() == theirs.keys()
