@@ -100,19 +100,19 @@ class HumanOmniModel(Qwen2Model):
         """
         features = {}
         if pixel_values_videos is not None:
-            features["video_features"] = self._tower("vision_tower")(pixel_values_videos)
+            features["video_features"] = _encoded(self._tower("vision_tower"), pixel_values_videos)
         elif run_absent and self.vision_tower is not None:
-            self.vision_tower(self.vision_tower.blank())
+            _encoded(self.vision_tower, self.vision_tower.blank())
         if pixel_values is not None:
-            features["image_features"] = self._tower("vision_tower")(pixel_values[:, None])
+            features["image_features"] = _encoded(self._tower("vision_tower"), pixel_values[:, None])
         elif run_absent and self.vision_tower is not None:
-            self.vision_tower(self.vision_tower.blank())
+            _encoded(self.vision_tower, self.vision_tower.blank())
         if input_features is not None:
-            features["audio_features"] = self._tower("audio_tower")(input_features)
+            features["audio_features"] = _encoded(self._tower("audio_tower"), input_features)
         elif run_absent and self.audio_tower is not None:
-            self.audio_tower(self.audio_tower.blank())
+            _encoded(self.audio_tower, self.audio_tower.blank())
         if bert_input_ids is not None:
-            output = self.bert_model(input_ids=bert_input_ids, attention_mask=bert_attention_mask)
+            output = _encoded(self.bert_model, input_ids=bert_input_ids, attention_mask=bert_attention_mask)
             features["query_features"] = output.last_hidden_state[:, 0]
         return features
 
@@ -165,6 +165,7 @@ class HumanOmniModel(Qwen2Model):
             elif self._in_lockstep():
                 blank = embeds.new_zeros(1, 1, self.config.patch_grid**2, self.config.mm_hidden_size)
                 query = embeds.new_zeros(1, self.config.bert_config.hidden_size)
+                query = query if query_features is None else query_features[:1]  # a BERT that trains is needed too
                 embeds = embeds + 0 * self.project_video(blank, query).sum()
         if audio_features is not None:
             here = input_ids == placeholders["audio"]
@@ -283,6 +284,17 @@ class HumanOmniModel(Qwen2Model):
 def positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position ids (B, L) of rows padded on the left: 0 at the first token, and on the padding."""
     return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _encoded(encoder: nn.Module, *inputs, **named_inputs):
+    """What `encoder` makes of its inputs, with gradients only if one of its weights trains.
+
+    Gradient checkpointing lets the output of every embedding ask for gradients; the backward pass would run through
+    the frozen encoders too, for nothing, and under ZeRO-3 in another order on each process.
+    """
+    trains = any(weight.requires_grad for weight in encoder.parameters())
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        return encoder(*inputs, **named_inputs)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -295,6 +295,30 @@ class WholeCheckpoints:
         super()._issue_warnings_after_load(load_result)
 
 
+class TrainsParts:
+    """Mixed into a Trainer: the projectors may have a learning rate of their own, and a part that a batch does not use
+    gets a gradient of zero.
+
+    Sharded training counts an absent gradient as zero; an optimizer that skipped the part would leave its momentum at
+    rest, and the number of processes would change the result.
+    """
+
+    projector_learning_rate: float | None = None  # of the projectors and the gate; None for the common one
+
+    def create_optimizer(self, *args, **kwargs):
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.projector_learning_rate is not None:
+            split_projector_groups(optimizer, self.model, self.projector_learning_rate)
+        return optimizer
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        for weight in self.model.parameters():
+            if weight.requires_grad and weight.grad is None and not self.is_deepspeed_enabled:
+                weight.grad = torch.zeros_like(weight)
+        return loss
+
+
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     """The checkpoint to go on from: the one asked for, else the newest whole one in the output folder, or None.
 

@@ -32,7 +32,7 @@ from open_r1.data import (
     load_sample_media,
     sample_of,
 )
-from open_r1.training import split_projector_groups
+from open_r1.training import TrainsParts, WholeCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class PromptBank:
         self.prompts, self.samples, self.clips, self.stack, self.bad = prompts, samples, clips, stack, bad
 
 
-class HumanOmniGRPOTrainer(GRPOTrainer):
+class HumanOmniGRPOTrainer(WholeCheckpoints, TrainsParts, GRPOTrainer):
     """
     Args:
         prompt_style: `inference` or `release`, see `open_r1.data.encode_prompt`.
@@ -123,12 +123,6 @@ class HumanOmniGRPOTrainer(GRPOTrainer):
     @property
     def processor(self) -> HumanOmniProcessor:
         return self.processing_class
-
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.projector_learning_rate is not None:
-            split_projector_groups(optimizer, self.model, self.projector_learning_rate)
-        return optimizer
 
     def _count_tower_clips(self, model: torch.nn.Module) -> None:
         """Adds the clips that pass a vision tower, or an audio tower alone, to `tower_clips`."""

@@ -2,13 +2,12 @@
 
 import time
 
-import torch
 from trl import SFTTrainer
 
-from open_r1.training import WholeCheckpoints, split_projector_groups
+from open_r1.training import TrainsParts, WholeCheckpoints
 
 
-class HumanOmniSFTTrainer(WholeCheckpoints, SFTTrainer):
+class HumanOmniSFTTrainer(WholeCheckpoints, TrainsParts, SFTTrainer):
     """Takes batches from `open_r1.data.SupervisedCollator`.
 
     Args:
@@ -19,21 +18,6 @@ class HumanOmniSFTTrainer(WholeCheckpoints, SFTTrainer):
         self.projector_learning_rate = projector_learning_rate
         self._tokens_logged, self._time_logged = 0, time.monotonic()
         super().__init__(*args, **kwargs)
-
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if self.projector_learning_rate is not None:
-            split_projector_groups(optimizer, self.model, self.projector_learning_rate)
-        return optimizer
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        # A batch without sound leaves the audio projector without a gradient, and its momentum would rest; sharded
-        # training counts that as zero. So does this, or the number of processes would change the result.
-        for weight in self.model.parameters():
-            if weight.requires_grad and weight.grad is None and not self.is_deepspeed_enabled:
-                weight.grad = torch.zeros_like(weight)
-        return loss
 
     def train(self, *args, **kwargs):
         self._time_logged = time.monotonic()
