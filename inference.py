@@ -54,6 +54,8 @@ class OneLineParser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = parse_arguments(argv)
+    # Where a library imports DeepSpeed on a machine without a GPU, it would announce its accelerator on stdout.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import humanomni
 

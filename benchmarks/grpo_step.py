@@ -150,6 +150,7 @@ def measure(args: argparse.Namespace) -> dict:
     rows = clock.rows[1:]
     return {
         "seconds": [row["seconds"] for row in rows],
+        "cpu": [row["cpu"] for row in rows],
         "clips": rows[-1]["clips"],
         "tokens": rows[-1]["tokens"],
         "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row][-1],
@@ -175,15 +176,15 @@ class StepClock(TrainerCallback):
 
     def __init__(self, tokens: TokenCount, trainer):
         self.tokens, self.trainer, self.rows = tokens, trainer, []
-        self.mark = (time.perf_counter(), 0, 0)
+        self.mark = (time.perf_counter(), time.process_time(), 0, 0)
 
     def on_train_begin(self, *args, **kwargs):
-        self.mark = (time.perf_counter(), self.trainer.tower_clips, self.tokens.total)
+        self.mark = (time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total)
 
     def on_step_end(self, *args, **kwargs):
-        now = (time.perf_counter(), self.trainer.tower_clips, self.tokens.total)
-        seconds, clips, tokens = (new - old for new, old in zip(now, self.mark, strict=True))
-        self.rows.append({"seconds": seconds, "clips": clips, "tokens": tokens})
+        now = (time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total)
+        names = ("seconds", "cpu", "clips", "tokens")
+        self.rows.append({name: new - old for name, new, old in zip(names, now, self.mark, strict=True)})
         self.mark = now
 
 
@@ -249,17 +250,19 @@ def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
         f"{args.geometry} geometry, G = {args.group}, {args.new_tokens} new tokens, {os.cpu_count()} cores, float32; "
         f"matrix rate {rate / 1e9:.0f} GFLOP/s",
         "",
-        "| variant | s/step | times faster | clips through towers | LM tokens | peak GB | floor s | times floor |",
-        "|---|---|---|---|---|---|---|---|",
+        "| variant | s/step | times faster | CPU s/step | clips through towers | LM tokens | peak GB | loss | "
+        "floor s | times floor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, group in runs.items():
         seconds = statistics.median(value for run in group for value in run["seconds"])
+        cpu = statistics.median(value for run in group for value in run["cpu"])
         first = first or seconds
         floor = group[0]["flops"] / rate
         peak = max(run["peak"] for run in group)
         lines.append(
-            f"| {name} | {seconds:.2f} | {first / seconds:.1f} | {group[0]['clips']} | {group[0]['tokens']} | "
-            f"{peak:.1f} | {floor:.2f} | {seconds / floor:.2f} |"
+            f"| {name} | {seconds:.2f} | {first / seconds:.1f} | {cpu:.1f} | {group[0]['clips']} | "
+            f"{group[0]['tokens']} | {peak:.1f} | {group[0]['loss']:.5f} | {floor:.2f} | {seconds / floor:.2f} |"
         )
     return "\n".join(lines)
 
