@@ -74,6 +74,7 @@ def cold_start(model, processor, samples: list[Sample], steps: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_reward_rises_from_chance_to_where_the_label_is(tmp_path):
     torch.manual_seed(0)
     checkpoint = build_checkpoint(tmp_path / "model", geometry=Geometry(num_frames=2))
@@ -94,7 +95,7 @@ def test_reward_rises_from_chance_to_where_the_label_is(tmp_path):
             per_device_train_batch_size=128,
             num_generations=8,
             max_completion_length=40,
-            max_steps=80,
+            max_steps=70,
             learning_rate=1.5e-3,
             lr_scheduler_type="constant_with_warmup",
             warmup_steps=5,
