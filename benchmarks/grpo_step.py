@@ -1,12 +1,17 @@
-"""One full GRPO step (rollout, scoring, backward, optimiser): what each sharing saves, and how far the floor is.
+"""One full GRPO step (rollout, scoring, backward): what each sharing saves, and how far the floor is.
 
-    python benchmarks/grpo_step.py [--geometry medium] [--group 8] [--new_tokens 64] [--steps 2] [--repeats 2]
+    python benchmarks/grpo_step.py [--geometry medium] [--group 8] [--new_tokens 64] [--steps 1] [--repeats 1]
 
-Each variant runs in a process of its own (peak memory is its own); the variants take turns. The first step of a
-process warms up and is left out. The floor is the FLOPs a step cannot avoid (each clip encoded once, each prompt
-through the projectors and the language model once a pass, each completion once a pass, backward at twice forward) at
-the rate of a plain matrix product, measured in the same process. Weights are untrained, which costs what trained ones
-cost.
+Each variant runs in a process of its own (peak memory is its own); the variants take turns. Loading is not measured,
+nor is the first step, which warms up with everything shared: all variants go on from the same weights, and from a
+policy that has left its reference. Seed and reward are the same too, hence the completions, the loss and the gradients;
+only where rounding tips the draw of a token can they differ. The optimiser's time is a column of its own.
+
+The floor is the work a step cannot avoid: each clip encoded once, each prompt through the projectors and the language
+model once a pass, each completion once a pass, backward at twice forward. Each phase takes its FLOPs at the rate of a
+plain matrix product, or its bytes at the rate of a plain sum, whichever is longer (bytes count for decoding alone:
+every new token reads all weights and the cache). Both rates are measured in the same process. Weights are untrained,
+which costs what trained ones cost.
 """
 
 import argparse
@@ -24,16 +29,23 @@ from transformers import TrainerCallback
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXAMPLE = REPOSITORY / "assets" / "example.mp4"
+# Large blocks stay with the process: fresh pages from the kernel cost more than what is computed in them.
+ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 SWITCHES = ("encode_once", "project_once", "prefill_once", "share_prompt_cache", "decode_ahead")
 VARIANTS = {
     "all off (as released)": (),
+    "all on": SWITCHES,
+    "all on, cached features": (*SWITCHES, "feature_cache"),
     "encode once": ("encode_once",),
     "project once": ("project_once",),
     "prefill once": ("prefill_once",),
     "share prompt cache (and project once)": ("project_once", "share_prompt_cache"),
     "decode ahead": ("decode_ahead",),
-    "all on": SWITCHES,
-    "all on, cached features": (*SWITCHES, "feature_cache"),
 }
 
 
@@ -49,6 +61,7 @@ def main() -> None:
             for name in args.variants:
                 print(f"repeat {repeat + 1} of {args.repeats}: {name}", file=sys.stderr)
                 runs[name].append(in_new_process(folder, name, args))
+                print(row(name, runs[name], runs), file=sys.stderr)
     print(report(runs, args))
 
 
@@ -57,8 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--geometry", default="medium", help="of humanomni.tiny (default: %(default)s)")
     parser.add_argument("--group", type=int, default=8, help="completions of the one prompt (default: %(default)s)")
     parser.add_argument("--new_tokens", type=int, default=64, help="tokens a completion (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps a process (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="processes a variant (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps a process (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=1, help="processes a variant (default: %(default)s)")
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="rows to measure"
     )
@@ -90,7 +103,7 @@ def in_new_process(folder: str, name: str, args: argparse.Namespace) -> dict:
     command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
     for option in ("group", "new_tokens", "steps", "geometry"):
         command += [f"--{option}", str(getattr(args, option))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ENVIRONMENT})
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -104,7 +117,6 @@ def measure(args: argparse.Namespace) -> dict:
     from open_r1.cache_features import FeatureCache
     from open_r1.data import read_samples
     from open_r1.grpo import as_dataset
-    from open_r1.rewards import accuracy_reward, format_reward
     from open_r1.trainer.grpo_trainer import Efficiency, HumanOmniGRPOTrainer
     from open_r1.training import ModelArguments, load_for_training
 
@@ -115,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict:
     model, processor = load_for_training(arguments, load_towers=not cached)
     trainer = HumanOmniGRPOTrainer(
         model=model,
-        reward_funcs=[accuracy_reward, format_reward],
+        reward_funcs=share_of_even_tokens,
         args=GRPOConfig(
             output_dir=str(folder / "out"),
             per_device_train_batch_size=args.group,
@@ -123,6 +135,8 @@ def measure(args: argparse.Namespace) -> dict:
             max_completion_length=args.new_tokens,
             generation_kwargs={"min_new_tokens": args.new_tokens},
             max_steps=args.steps + 1,
+            learning_rate=1e-4,
+            lr_scheduler_type="constant",
             beta=0.04,
             use_bias_correction_kl=False,
             loss_type="grpo",
@@ -144,20 +158,25 @@ def measure(args: argparse.Namespace) -> dict:
     tokens = TokenCount()
     for net in (trainer.model, trainer.ref_model):
         net.model.layers[0].register_forward_pre_hook(tokens, with_kwargs=True)
-    clock = StepClock(tokens, trainer)
+    clock = StepClock(tokens, trainer, efficiency)
     trainer.add_callback(clock)
+    trainer.efficiency = Efficiency()
     trainer.train()
-    rows = clock.rows[1:]
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
-        "seconds": [row["seconds"] for row in rows],
-        "cpu": [row["cpu"] for row in rows],
-        "clips": rows[-1]["clips"],
-        "tokens": rows[-1]["tokens"],
-        "loss": [row["loss"] for row in trainer.state.log_history if "loss" in row][-1],
+        "rows": clock.rows[1:],
+        "loss": logged[1]["loss"],
+        "gradient": logged[1]["grad_norm"],
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "flops": floor_flops(model.config, processor, args, towers=not cached),
+        "phases": floor_phases(model.config, processor, args, towers=not cached),
         "rate": matrix_rate(torch),
+        "bandwidth": reading_rate(torch),
     }
+
+
+def share_of_even_tokens(completions: list, completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """A reward that untrained weights earn, and unevenly."""
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
 class TokenCount:
@@ -172,39 +191,48 @@ class TokenCount:
 
 
 class StepClock(TrainerCallback):
-    """Seconds, clips and tokens of each optimiser step."""
+    """Seconds, clips and tokens of each step up to the optimiser, and the optimiser's seconds."""
 
-    def __init__(self, tokens: TokenCount, trainer):
-        self.tokens, self.trainer, self.rows = tokens, trainer, []
-        self.mark = (time.perf_counter(), time.process_time(), 0, 0)
+    def __init__(self, tokens: TokenCount, trainer, efficiency):
+        """`efficiency` is the trainer's after its first step."""
+        self.tokens, self.trainer, self.efficiency, self.rows = tokens, trainer, efficiency, []
 
-    def on_train_begin(self, *args, **kwargs):
-        self.mark = (time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total)
+    def now(self) -> tuple:
+        return time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total
+
+    def on_step_begin(self, *args, **kwargs):
+        self.mark = self.now()
+
+    def on_pre_optimizer_step(self, *args, **kwargs):
+        names = ("seconds", "cpu", "clips", "tokens")
+        self.rows.append({name: new - old for name, new, old in zip(names, self.now(), self.mark, strict=True)})
 
     def on_step_end(self, *args, **kwargs):
-        now = (time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total)
-        names = ("seconds", "cpu", "clips", "tokens")
-        self.rows.append({name: new - old for name, new, old in zip(names, now, self.mark, strict=True)})
-        self.mark = now
+        self.rows[-1]["optimiser"] = time.perf_counter() - self.mark[0] - self.rows[-1]["seconds"]
+        self.trainer.efficiency = self.efficiency
 
 
-def floor_flops(config, processor, args: argparse.Namespace, towers: bool) -> float:
-    """Multiply-adds times two that one step cannot avoid, matrix products and attention alone."""
+def floor_phases(config, processor, args: argparse.Namespace, towers: bool) -> list[tuple[float, float]]:
+    """(FLOPs, bytes) of each phase of a step, matrix products and attention alone; bytes where they may be longer."""
     from open_r1.data import encode_prompt, read_samples
 
     sample = read_samples(Path(args.folder) / "list.json")[0]
     prompt = len(encode_prompt(processor, sample).input_ids)
     answers = args.group * args.new_tokens
-    head = config.hidden_size // config.num_attention_heads
-    projections = 2 * config.hidden_size**2 + 2 * config.hidden_size * config.num_key_value_heads * head
-    a_token = 2 * config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)
+    keys_values = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads  # a token, a layer
+    projections = 2 * config.hidden_size**2 + config.hidden_size * keys_values
+    weights = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)
+    vocabulary = config.hidden_size * config.vocab_size
     attention = 4 * config.num_hidden_layers * config.hidden_size  # a query-key pair, scores and values
-    pairs = prompt**2 / 2 + answers * (prompt + args.new_tokens / 2)
-    language_model = (prompt + answers) * a_token + attention * pairs
-    vocabulary = 2 * answers * config.hidden_size * config.vocab_size
-    passes = 1 + 1 + 3  # rollout, reference, policy with its backward
-    total = passes * (language_model + vocabulary + projector_flops(config))
-    return total + (tower_flops(config) if towers else 0)
+    prompts = 2 * prompt * weights + attention * prompt**2 / 2 + projector_flops(config)
+    seen = prompt + args.new_tokens / 2  # by a new token, on average
+    completions = 2 * answers * (weights + vocabulary) + attention * answers * seen
+    cache = args.group * seen * config.num_hidden_layers * keys_values
+    decoding = (completions, 4 * args.new_tokens * (weights + vocabulary + cache))
+    scoring = (prompts + completions, 0)
+    backward = (2 * (prompts + completions), 0)
+    encoding = [(tower_flops(config), 0)] if towers else []
+    return [*encoding, (prompts, 0), decoding, scoring, scoring, backward]  # scored by the reference and the policy
 
 
 def tower_flops(config) -> float:
@@ -242,29 +270,78 @@ def matrix_rate(torch) -> float:
     return 2 * 1024 * 896 * 4864 / best
 
 
+def reading_rate(torch) -> float:
+    """Bytes a second that a sum over a large tensor reads, the best of five."""
+    numbers = torch.ones(2**26)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        numbers.sum()
+        best = min(best, time.perf_counter() - start)
+    return 4 * 2**26 / best
+
+
+COLUMNS = (
+    "variant",
+    "s/step",
+    "times faster",
+    "CPU s/step",
+    "optimiser s",
+    "clips through towers",
+    "LM tokens",
+    "peak GB",
+    "loss",
+    "gradient norm",
+    "floor s",
+    "times floor",
+)
+
+
+def row(name: str, group: list[dict], runs: dict[str, list[dict]]) -> str:
+    """A variant's line: medians over its steps, against the first variant's; the rates are the best of all `runs`."""
+
+    def median(of: list[dict], field: str) -> float:
+        return statistics.median(step[field] for run in of for step in run["rows"])
+
+    rate, bandwidth = best_rates(runs)
+    seconds = median(group, "seconds")
+    floor = sum(max(flops / rate, size / bandwidth) for flops, size in group[0]["phases"])
+    step = group[0]["rows"][0]
+    cells = (
+        name,
+        f"{seconds:.2f}",
+        f"{median(next(iter(runs.values())), 'seconds') / seconds:.1f}",
+        f"{median(group, 'cpu'):.1f}",
+        f"{median(group, 'optimiser'):.2f}",
+        step["clips"],
+        step["tokens"],
+        f"{max(run['peak'] for run in group):.1f}",
+        f"{group[0]['loss']:.6f}",
+        f"{group[0]['gradient']:.5f}",
+        f"{floor:.2f}",
+        f"{seconds / floor:.2f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def best_rates(runs: dict[str, list[dict]]) -> tuple[float, float]:
+    done = [run for group in runs.values() for run in group]
+    return max(run["rate"] for run in done), max(run["bandwidth"] for run in done)
+
+
 def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
-    """The table, in Markdown; seconds are the median over all measured steps of a variant."""
-    rate = max(run["rate"] for group in runs.values() for run in group)
-    first = None
-    lines = [
-        f"{args.geometry} geometry, G = {args.group}, {args.new_tokens} new tokens, {os.cpu_count()} cores, float32; "
-        f"matrix rate {rate / 1e9:.0f} GFLOP/s",
-        "",
-        "| variant | s/step | times faster | CPU s/step | clips through towers | LM tokens | peak GB | loss | "
-        "floor s | times floor |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, group in runs.items():
-        seconds = statistics.median(value for run in group for value in run["seconds"])
-        cpu = statistics.median(value for run in group for value in run["cpu"])
-        first = first or seconds
-        floor = group[0]["flops"] / rate
-        peak = max(run["peak"] for run in group)
-        lines.append(
-            f"| {name} | {seconds:.2f} | {first / seconds:.1f} | {cpu:.1f} | {group[0]['clips']} | "
-            f"{group[0]['tokens']} | {peak:.1f} | {group[0]['loss']:.5f} | {floor:.2f} | {seconds / floor:.2f} |"
-        )
-    return "\n".join(lines)
+    """The table, in Markdown."""
+    rate, bandwidth = best_rates(runs)
+    return "\n".join(
+        [
+            f"{args.geometry} geometry, G = {args.group}, {args.new_tokens} new tokens, {os.cpu_count()} cores, "
+            f"float32; matrix products {rate / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.0f} GB/s",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|---" * len(COLUMNS) + "|",
+            *(row(name, group, runs) for name, group in runs.items()),
+        ]
+    )
 
 
 if __name__ == "__main__":

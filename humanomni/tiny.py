@@ -53,6 +53,7 @@ class Geometry:
     audio_layers: int = 2
     audio_heads: int = 2
     mel_bins: int = 128
+    audio_seconds: int = 30  # of Whisper's window
     bert_hidden: int = 32
     bert_ffn: int = 64
     bert_layers: int = 2
@@ -146,7 +147,20 @@ def build_checkpoint(folder: str | Path, seed: int = 0, geometry: Geometry = TIN
 
 
 def _write(folder: Path, seed: int, geometry: Geometry) -> None:
-    special_ids = write_text_tokenizer(folder)
+    config = write_small_files(folder, geometry, CORPUS, TEXT_VOCABULARY)
+    label = {"note": "untrained: its answers are noise", "seed": seed, "geometry": dataclasses.asdict(geometry)}
+    (folder / LABEL_FILE).write_text(json.dumps(label, indent=2) + "\n", "utf-8")
+    seeded_model(config, seed).save_pretrained(folder, save_towers=True)
+
+
+def write_small_files(folder: Path, geometry: Geometry, corpus: Sequence[str], pieces: int) -> HumanOmniConfig:
+    """Writes everything of a checkpoint but its weights and config.json; returns the configuration to build it from.
+
+    Args:
+        corpus: texts that both tokenizers are trained on.
+        pieces: size of the text tokenizer's vocabulary, before the special tokens.
+    """
+    special_ids = write_text_tokenizer(folder, corpus, pieces)
     config = configuration(geometry, special_ids)
     config.mm_vision_tower = str(folder / "vision_tower")
     config.mm_audio_tower = str(folder / "audio_tower")
@@ -155,12 +169,11 @@ def _write(folder: Path, seed: int, geometry: Geometry) -> None:
     size = {"height": geometry.image_size, "width": geometry.image_size}
     SiglipImageProcessorPil(size=size).save_pretrained(config.mm_vision_tower)
     config.audio_config.save_pretrained(config.mm_audio_tower)
-    WhisperFeatureExtractor(feature_size=geometry.mel_bins).save_pretrained(config.mm_audio_tower)
+    mels = WhisperFeatureExtractor(feature_size=geometry.mel_bins, chunk_length=geometry.audio_seconds)
+    mels.save_pretrained(config.mm_audio_tower)
     config.bert_config.save_pretrained(config.mm_bert)
-    write_bert_tokenizer(Path(config.mm_bert))
-    label = {"note": "untrained: its answers are noise", "seed": seed, "geometry": dataclasses.asdict(geometry)}
-    (folder / LABEL_FILE).write_text(json.dumps(label, indent=2) + "\n", "utf-8")
-    seeded_model(config, seed).save_pretrained(folder, save_towers=True)
+    write_bert_tokenizer(Path(config.mm_bert), corpus)
+    return config
 
 
 def configuration(geometry: Geometry, special_ids: dict[str, int]) -> HumanOmniConfig:
@@ -199,6 +212,7 @@ def configuration(geometry: Geometry, special_ids: dict[str, int]) -> HumanOmniC
             encoder_layers=geometry.audio_layers,
             encoder_attention_heads=geometry.audio_heads,
             num_mel_bins=geometry.mel_bins,
+            max_source_positions=50 * geometry.audio_seconds,  # the encoder's second convolution halves 100 frames
         ),
         bert_config=BertConfig(
             hidden_size=geometry.bert_hidden,
@@ -237,8 +251,10 @@ def seeded_weight(name: str, shape: Sequence[int], seed: int) -> torch.Tensor:
     return torch.from_numpy(numbers).to(torch.bfloat16)
 
 
-def write_text_tokenizer(folder: Path) -> dict[str, int]:
-    """Trains a byte-level BPE on `CORPUS`, writes it as Qwen2's tokenizer is written, and returns the special ids."""
+def write_text_tokenizer(
+    folder: Path, corpus: Sequence[str] = CORPUS, pieces: int = TEXT_VOCABULARY
+) -> dict[str, int]:
+    """Trains a byte-level BPE on `corpus`, writes it as Qwen2's tokenizer is written, and returns the special ids."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
@@ -246,8 +262,8 @@ def write_text_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, characters])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=TEXT_VOCABULARY, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=pieces, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     tokenizer.add_special_tokens(list(TEXT_SPECIALS))
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -268,10 +284,10 @@ def write_text_tokenizer(folder: Path) -> dict[str, int]:
     return {token: tokenizer.token_to_id(token) for token in TEXT_SPECIALS}
 
 
-def write_bert_tokenizer(folder: Path) -> None:
-    """Writes an uncased WordPiece vocabulary of `CORPUS`, its characters and its words, in the format of BERT's."""
+def write_bert_tokenizer(folder: Path, corpus: Sequence[str] = CORPUS) -> None:
+    """Writes an uncased WordPiece vocabulary of `corpus`, its characters and its words, in the format of BERT's."""
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    words = {word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
+    words = {word for text in corpus for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     characters = sorted({*string.ascii_lowercase, *string.digits, *string.punctuation, *"".join(words)})
     pieces = [*BERT_SPECIALS, *characters, *(f"##{character}" for character in characters)]
     pieces += sorted(words - set(characters))

@@ -47,10 +47,11 @@ class Run:
         return self.dataset + ("" if self.fold is None else f" fold {self.fold}")
 
 
-def write_report(folder, runs):
+def write_report(folder, runs, preface=""):
     """Writes `report.html`, `report.md` and two PNG figures a run into `folder`; returns the path of the page.
 
-    The figures of several runs are told apart by number and name.
+    The figures of several runs are told apart by number and name. `preface` is HTML that opens the page, made with
+    `html_table` and `html_image`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def write_report(folder, runs):
     (folder / "report.md").write_text(markdown_table(table_rows(runs)), encoding="utf-8")
     page = folder / "report.html"
     # A response may hold half a surrogate pair, which UTF-8 cannot write.
-    page.write_bytes(html_page(runs, figures).encode("utf-8", errors="replace"))
+    page.write_bytes(html_page(runs, figures, preface).encode("utf-8", errors="replace"))
     return page
 
 
@@ -143,8 +144,8 @@ def draw_per_class(per_class):
     return _png(figure)
 
 
-def html_page(runs, figures):
-    """The whole page as text; `figures` holds the two PNGs of each run."""
+def html_page(runs, figures, preface=""):
+    """The whole page as text; `figures` holds the two PNGs of each run, `preface` HTML to put first."""
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     sections = "".join(_section(run, pngs) for run, pngs in zip(runs, figures, strict=True))
@@ -160,7 +161,8 @@ def html_page(runs, figures):
 </head>
 <body>
 <h1>Evaluation</h1>
-{_table(COLUMNS, table_rows(runs))}
+{preface}
+{html_table(COLUMNS, table_rows(runs))}
 <p>WAR, UAR and rates in per cent, with bootstrap 95 % intervals. "Mapped" reads synonyms through the label map; the
 other scores compare the answer with the label letter by letter. {PUBLISHED_ON}</p>
 {sections}
@@ -266,7 +268,7 @@ def _markdown(cell):
 def _section(run, pngs):
     metrics = run.metrics
     figures = "".join(
-        f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+        html_image(alt, png)
         for alt, png in zip(("confusion matrix", "scores by class"), pngs, strict=True)
     )
     mapped = [(row["answer"], row["label"], str(row["count"])) for row in metrics["label_map"]["mapped"]]
@@ -278,15 +280,21 @@ def _section(run, pngs):
     return f"""<h2>{escape(run.model)} on {escape(run.name)}</h2>
 <div class="figures">
 {figures}</div>
-{_table(("class", "clips", "recall", "precision", "F1"), by_class)}
+{html_table(("class", "clips", "recall", "precision", "F1"), by_class)}
 <details><summary>{len(mapped)} free-form answers that the label map understood</summary>
-{_table(("answer", "read as", "clips"), mapped)}</details>
+{html_table(("answer", "read as", "clips"), mapped)}</details>
 <details><summary>{len(outside)} answers outside the classes</summary>
-{_table(("answer", "clips"), outside)}</details>
+{html_table(("answer", "clips"), outside)}</details>
 """
 
 
-def _table(head, rows):
+def html_image(alt, png):
+    """An image that holds its own bytes."""
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">\n'
+
+
+def html_table(head, rows):
+    """A table of escaped texts."""
     def line(cells, tag):
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
 

@@ -1,0 +1,89 @@
+"""Packs a trained miniature with its towers and a few held-out clips, as the repository carries it.
+
+    python -m open_r1.mini.bundle OUTPUT/seed_0 assets/mini
+
+The clips are, of each kind, the first one of a test list that the model answers right: they show how it works, and how
+often it is right is told by the table in docs/miniature.md.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from humanomni.errors import CheckpointError, HumanOmniError
+from humanomni.loading import load_pretrained
+from humanomni.prompts import EMOTION_QUESTION
+from open_r1.metrics import parse_answer
+from open_r1.mini.cues import KINDS
+from open_r1.mini.results import NOTE, Chain, read_scenes
+from open_r1.mini.texts import conversation
+from open_r1.prediction_files import write_json
+
+MODEL = "R1-Omni"
+SHOWN = [("mini_dfew", kind) for kind in KINDS] + [("mini_ravdess", "conflict")]
+
+
+def bundle(chain: Path, output: Path) -> None:
+    """Writes `output`: a checkpoint `R1-Omni-mini`, `clips/`, their list `clips.json`, and `made.json`.
+
+    Raises:
+        CheckpointError: `output` is there already.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output} is there already; remove it first")
+    scenes = read_scenes(chain.parent / "world")
+    answers = Chain(chain, scenes)
+    entries = []
+    for dataset, kind in SHOWN:
+        clip = next(
+            (
+                prediction["video"]
+                for prediction in answers.run(MODEL, dataset).predictions
+                if scenes[prediction["video"]].kind == kind
+                and parse_answer(prediction["response"] or "") == prediction["label"]
+            ),
+            None,
+        )
+        if clip is None:
+            raise CheckpointError(f"{chain} answers no {kind} clip of {dataset} right; train it longer")
+        name = f"clips/{dataset.removeprefix('mini_')}_{kind}_{scenes[clip].label}.mp4"
+        (output / "clips").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(chain.parent / "world" / clip, output / name)
+        entries.append(conversation(EMOTION_QUESTION, "video_audio", scenes[clip].label, name))
+    write_json(output / "clips.json", entries)
+    model, processor = load_pretrained(chain / MODEL, device="cpu", dtype="float32")
+    folder = output / f"{MODEL}-mini"
+    model.save_pretrained(folder, save_towers=True)
+    processor.save_pretrained(folder)
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commands = [
+        f"bash scripts/reproduce_mini.sh --seeds {chain.name.removeprefix('seed_')}",
+        f"python -m open_r1.mini.bundle outputs/mini/{chain.name} assets/mini",
+    ]
+    write_json(output / "made.json", {"note": NOTE, "commands": commands, "commit": commit})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m open_r1.mini.bundle", description=__doc__.splitlines()[0])
+    parser.add_argument("chain", type=Path, help="a seed's folder of scripts/reproduce_mini.sh")
+    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    options = parser.parse_args(argv)
+    transformers_logging.disable_progress_bar()
+    try:
+        bundle(options.chain, options.output)
+    except HumanOmniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
