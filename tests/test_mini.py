@@ -1,9 +1,6 @@
 """The miniature's world: its clips show and sound what their cues say, and its lists follow from the seed alone."""
 
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import av
@@ -24,7 +21,10 @@ from open_r1.mini.voice import RATE, installed_voice, make_voice
 ROOT = Path(__file__).resolve().parents[1]
 HAPPY = Scene("happy", "agree", "happy", "happy", *PROTOTYPES["happy"])
 MEDIUM = (1, 1, 1, 1, 0)
-VOICES = ["vowels", pytest.param("espeak", marks=pytest.mark.skipif(installed_voice() != "espeak", reason="no espeak-ng"))]
+VOICES = [
+    "vowels",
+    pytest.param("espeak", marks=pytest.mark.skipif(installed_voice() != "espeak", reason="no espeak-ng")),
+]
 
 
 def scenes(name: str, count: int, seed: int = 0) -> list[Scene]:
@@ -43,7 +43,14 @@ def test_the_three_sets_have_the_classes_of_the_sets_they_are_named_after():
 def test_emotions_differ_in_both_modalities():
     for modality in (0, 1):
         codes = [prototype[modality] for prototype in PROTOTYPES.values()]
-        assert min(sum(a != b for a, b in zip(one, other)) for i, one in enumerate(codes) for other in codes[:i]) >= 2
+        assert (
+            min(
+                sum(a != b for a, b in zip(one, other, strict=True))
+                for i, one in enumerate(codes)
+                for other in codes[:i]
+            )
+            >= 2
+        )
 
 
 def test_kinds_of_clips_and_which_modality_decides():
@@ -69,7 +76,8 @@ def test_no_other_rule_beats_the_best_answer(name):
 
     def nearest(levels, modality):
         return min(
-            population.emotions, key=lambda e: sum(a != b for a, b in zip(levels, PROTOTYPES[e][modality], strict=True))
+            population.emotions,
+            key=lambda e: sum(a != b for a, b in zip(levels, PROTOTYPES[e][modality], strict=True)),
         )
 
     def sound_unless_neutral(scene):
@@ -109,7 +117,7 @@ def test_the_full_world_has_the_paper_s_580_explained_samples():
     assert len(samples) == 580
     answers = [sample["conversations"][1]["value"] for sample in samples]
     assert all(map(is_well_formed, answers))
-    for scene, answer in zip(drawn, answers):
+    for scene, answer in zip(drawn, answers, strict=True):
         assert canonical(parse_answer(answer), PROTOTYPES) is not None
         assert cues_right(answer, scene) == 10
 
@@ -119,7 +127,7 @@ def test_the_writer_s_bias_is_a_setting():
     for bias in (0.0, 0.7, 1.0):
         random = np.random.default_rng(0)
         answers = [parse_answer(explained_answer(scene, bias, False, random)) for scene in drawn]
-        trusts_face = np.mean([answer == scene.picture_emotion for answer, scene in zip(answers, drawn)])
+        trusts_face = np.mean([answer == scene.picture_emotion for answer, scene in zip(answers, drawn, strict=True)])
         assert trusts_face == pytest.approx(bias, abs=0.06)
 
 

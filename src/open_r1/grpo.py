@@ -9,22 +9,19 @@ where it wins; `--help` lists them all.
 
 import logging
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from datasets import Dataset
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from humanomni.errors import PromptError
 from open_r1.cache_features import FeatureCache
 from open_r1.data import BadSamples, DataError, Sample, clip_path, encode_prompt, question_of, read_samples
 from open_r1.rewards import reward_functions
-from open_r1.run_record import plot_training_curves, write_run_record
+from open_r1.run_record import write_run_record
 from open_r1.trainer.evaluation_callback import EvaluationArguments, evaluate_within
 from open_r1.trainer.grpo_trainer import Efficiency, HumanOmniGRPOTrainer
 from open_r1.training import (
-    Bar,
     ModelArguments,
     check_arguments,
     checkpoint_to_resume,
@@ -34,7 +31,8 @@ from open_r1.training import (
     lora_config,
     parse_arguments,
     run,
-    save_merged,
+    train_and_save,
+    use_bar,
 )
 
 logger = logging.getLogger(__name__)
@@ -131,27 +129,12 @@ def main(argv: list[str] | None = None) -> None:
             decode_workers=data.decode_workers,
             completions_every=data.completions_every,
         )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    if not arguments.disable_tqdm:
-        trainer.add_callback(Bar(BAR))
-
+    use_bar(trainer, BAR)
     evaluate_within(trainer, evaluation, data_folder=data.data_folder, feature_cache=cache, think=True)
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    output = Path(arguments.output_dir)
-    if model_arguments.use_lora:
-        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, output / "merged")
+    output = train_and_save(trainer, model_arguments, checkpoint, PANELS, bad_samples)
     if main_process:
-        plot_training_curves(trainer.state.log_history, output / "training_curves.png", PANELS)
-        print(f"{trainer.state.global_step} steps: {output / 'merged' if model_arguments.use_lora else output}")
-    skipped = bad_samples.read()
-    if skipped:
-        logger.warning(
-            "%d samples were skipped on process %d; see %s", len(skipped), arguments.process_index, bad_samples.file
-        )
+        print(f"{trainer.state.global_step} steps: {output}")
 
 
 def reference_options(arguments: ModelArguments, load_towers: bool) -> dict:

@@ -268,8 +268,7 @@ def _markdown(cell):
 def _section(run, pngs):
     metrics = run.metrics
     figures = "".join(
-        html_image(alt, png)
-        for alt, png in zip(("confusion matrix", "scores by class"), pngs, strict=True)
+        html_image(alt, png) for alt, png in zip(("confusion matrix", "scores by class"), pngs, strict=True)
     )
     mapped = [(row["answer"], row["label"], str(row["count"])) for row in metrics["label_map"]["mapped"]]
     outside = [(row["answer"], str(row["count"])) for row in metrics["outside_classes"]["answers"]]
@@ -295,6 +294,7 @@ def html_image(alt, png):
 
 def html_table(head, rows):
     """A table of escaped texts."""
+
     def line(cells, tag):
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>\n"
 

@@ -8,11 +8,9 @@ command line, where it wins; `--help` lists them all.
 
 import logging
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from datasets import Dataset
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig
 
 from humanomni import CheckpointError
@@ -27,12 +25,11 @@ from open_r1.data import (
     prepare_samples,
     read_samples,
 )
-from open_r1.run_record import plot_training_curves, write_run_record
+from open_r1.run_record import write_run_record
 from open_r1.trainer.evaluation_callback import EvaluationArguments, evaluate_within
 from open_r1.trainer.sft_trainer import HumanOmniSFTTrainer
 from open_r1.training import (
     ENCODERS,
-    Bar,
     ModelArguments,
     check_arguments,
     checkpoint_to_resume,
@@ -42,7 +39,8 @@ from open_r1.training import (
     lora_config,
     parse_arguments,
     run,
-    save_merged,
+    train_and_save,
+    use_bar,
 )
 
 logger = logging.getLogger(__name__)
@@ -134,29 +132,14 @@ def main(argv: list[str] | None = None) -> None:
             peft_config=lora_config(model_arguments),
             projector_learning_rate=model_arguments.projector_learning_rate,
         )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    if not arguments.disable_tqdm:
-        trainer.add_callback(Bar(BAR))
-
+    use_bar(trainer, BAR)
     evaluate_within(trainer, evaluation, data_folder=data.data_folder, feature_cache=cache, think=False)
 
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    output = Path(arguments.output_dir)
-    if model_arguments.use_lora:
-        save_merged(trainer.accelerator.unwrap_model(trainer.model), processor, output / "merged")
+    output = train_and_save(trainer, model_arguments, checkpoint, PANELS, bad_samples)
     if main_process:
-        plot_training_curves(trainer.state.log_history, output / "training_curves.png", PANELS)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         told = f", loss {losses[0]:.4g} at first and {losses[-1]:.4g} at last" if losses else ""
-        print(f"{trainer.state.global_step} steps{told}: {output / 'merged' if model_arguments.use_lora else output}")
-    skipped = bad_samples.read()
-    if skipped:
-        logger.warning(
-            "%d samples were skipped on process %d; see %s", len(skipped), arguments.process_index, bad_samples.file
-        )
+        print(f"{trainer.state.global_step} steps{told}: {output}")
 
 
 def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -> LoadedData:

@@ -19,9 +19,9 @@ from accelerate import PartialState
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
-from transformers import BertModel, TrainingArguments
+from transformers import BertModel, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging as transformers_logging
@@ -30,6 +30,8 @@ from trl import TrlParser
 from humanomni import CheckpointError, HumanOmniError, HumanOmniProcessor, HumanOmniQwen2ForCausalLM
 from humanomni.loading import resolve_dtype
 from humanomni.towers import first_line
+from open_r1.data import BadSamples
+from open_r1.run_record import plot_training_curves
 
 logger = logging.getLogger(__name__)
 
@@ -395,6 +397,43 @@ class Bar(ProgressCallback):
 
 def _short(figure: float) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.4g}"
+
+
+def train_and_save(
+    trainer: Trainer, arguments: ModelArguments, checkpoint: str | None, panels: dict, bad_samples: BadSamples
+) -> Path:
+    """Trains, and leaves in the output folder the model, the trainer's state and the training curves.
+
+    Args:
+        checkpoint: of the trainer, to go on from; None to start.
+        panels: of the curves, see `open_r1.run_record.plot_training_curves`.
+
+    Returns:
+        the folder of the checkpoint to use: `merged` in the output folder where adapters were trained.
+    """
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    output = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        plot_training_curves(trainer.state.log_history, output / "training_curves.png", panels)
+    skipped = bad_samples.read()
+    if skipped:
+        logger.warning(
+            "%d samples were skipped on process %d; see %s", len(skipped), trainer.args.process_index, bad_samples.file
+        )
+    if not arguments.use_lora:
+        return output
+    save_merged(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, output / "merged")
+    return output / "merged"
+
+
+def use_bar(trainer: Trainer, shown: dict[str, str]) -> None:
+    """Puts `Bar` in place of the trainer's own bar and printer."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Bar(shown))
 
 
 # What libraries say about their own future, or about what is chosen here on purpose: start of the message, category

@@ -51,7 +51,7 @@ def bundle(chain: Path, output: Path) -> None:
         )
         if clip is None:
             raise CheckpointError(f"{chain} answers no {kind} clip of {dataset} right; train it longer")
-        name = f"clips/{dataset.removeprefix('mini_')}_{kind}_{scenes[clip].label}.mp4"
+        name = f"clips/{dataset.removeprefix('mini_')}_{kind}.mp4"
         (output / "clips").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(chain.parent / "world" / clip, output / name)
         entries.append(conversation(EMOTION_QUESTION, "video_audio", scenes[clip].label, name))

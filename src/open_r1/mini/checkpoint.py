@@ -46,8 +46,9 @@ GEOMETRY = Geometry(
     start_end=False,  # marks of five tokens each would lengthen the prompt by a fifth
 )
 TEXT_PIECES = 840
-FRAMES_OF_CLIP = (0, 4)  # of a clip's frames, those that the vision tower learns from
+FRAMES_OF_CLIP = (0, 2)  # of a clip's frames, those that the vision tower learns from
 LEVELS = 3
+MOST_CLIPS = 4000  # to learn from
 HELD_OUT = 0.06  # of the clips, to tell how well the towers tell the cues
 BATCH, FRAME_BATCH, LEARNING_RATE = 64, 128, 2e-3
 
@@ -88,7 +89,7 @@ def processor_of(folder: Path, model: HumanOmniQwen2ForCausalLM) -> HumanOmniPro
 def read_base_clips(
     world: Path, processor: HumanOmniProcessor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The clips of the split `base`, read as for training, and their cues.
+    """Clips of the split `base`, read as for training, and their cues.
 
     Returns:
         frames (N, T, 3, height, width) and log-mels (N, mel bins, frames), in half precision; the levels of the
@@ -98,7 +99,7 @@ def read_base_clips(
         truth = [json.loads(line) for line in (world / "truth.jsonl").read_text("utf-8").splitlines()]
     except OSError as error:
         raise CheckpointError(f"{world} is no world ({error}); make one with python -m open_r1.mini.world") from None
-    scenes = [scene for scene in truth if scene["split"] == "base"]
+    scenes = [scene for scene in truth if scene["split"] == "base"][:MOST_CLIPS]
 
     def read(scene: dict) -> tuple[torch.Tensor, torch.Tensor]:
         media = processor.load_media(world / scene["clip"], "video_audio")

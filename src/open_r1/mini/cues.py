@@ -25,7 +25,7 @@ SOUND_CUES = {
     "quality": ("clear", "breathy", "rough"),
 }
 
-# emotion -> typical levels of the picture's and of the sound's cues, any two emotions (but calm) apart in three or more
+# emotion -> typical levels of the picture's and of the sound's cues; any two but calm differ in three or more
 PROTOTYPES = {
     "happy": ((2, 1, 1, 1, 1), (2, 2, 2, 2, 0)),
     "sad": ((0, 0, 2, 0, 0), (0, 0, 0, 0, 1)),
@@ -102,9 +102,7 @@ def draw_scene(population: Population, random: np.random.Generator, split: str =
 
 
 def _draw_levels(typical: tuple[int, ...], random: np.random.Generator) -> tuple[int, ...]:
-    return tuple(
-        level if random.random() < TYPICAL else int((level + random.integers(1, 3)) % 3) for level in typical
-    )
+    return tuple(level if random.random() < TYPICAL else int((level + random.integers(1, 3)) % 3) for level in typical)
 
 
 def best_answer(scene: Scene, population: Population) -> str:

@@ -56,6 +56,12 @@ class Chain:
             raise HumanOmniError(f"{folder} is not evaluated yet ({error.strerror}); finish the chain") from error
         return Run(MODELS[model][0], dataset, metrics, [json.loads(line) for line in lines])
 
+    def score(self, model: str, dataset: str, name: str) -> float:
+        return self.run(model, dataset).metrics["strict"][name]
+
+    def format_rate(self, model: str) -> float:
+        return statistics.fmean(self.run(model, dataset).metrics["format_rate"] for dataset in SETS)
+
     def accuracy(self, model: str, datasets: Sequence[str], kind: str, evaluation: str = "evaluation") -> float:
         """Share of right answers on the clips of one kind."""
         answers = [
@@ -123,7 +129,9 @@ def ceiling(scenes: dict[str, Scene], dataset: str) -> tuple[float, float]:
 
 def majority(scenes: dict[str, Scene], datasets: Sequence[str], kind: str) -> float:
     """Accuracy of always answering the most frequent label of the clips of one kind."""
-    labels = [scene.label for scene in scenes.values() if scene.split in map(SETS.get, datasets) and scene.kind == kind]
+    labels = [
+        scene.label for scene in scenes.values() if scene.split in map(SETS.get, datasets) and scene.kind == kind
+    ]
     return 100 * max(map(labels.count, labels), default=0) / max(len(labels), 1)
 
 
@@ -138,75 +146,50 @@ def spread(values: Sequence[float]) -> str:
 def tables(chains: list[Chain], scenes: dict[str, Scene]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Title -> head and rows."""
     models = [model for model in MODELS if any(model in chain.models for chain in chains)]
+    worlds = {"in": IN_DISTRIBUTION, "out": OUT_OF_DISTRIBUTION}
 
-    def over_seeds(model: str, figure: Callable[[Chain], float]) -> str:
-        return spread([figure(chain) for chain in chains if model in chain.models])
+    def over_seeds(figure: Callable, model: str, *details) -> str:
+        return spread([figure(chain, model, *details) for chain in chains if model in chain.models])
 
     def scores(model: str, dataset: str) -> str:
-        parts = [
-            over_seeds(model, lambda chain, n=name: chain.run(model, dataset).metrics["strict"][n])
-            for name in ("war", "uar")
-        ]
-        return " / ".join(parts)
+        return " / ".join(over_seeds(Chain.score, model, dataset, name) for name in ("war", "uar"))
 
     def published(model: str, dataset: str) -> str:
         row = PUBLISHED.get(MODELS[model][1])
         return "{:.1f} / {:.1f}".format(*row[dataset.removeprefix("mini_")]) if row else ""
 
-    head = ["model", *(text for name in SETS for text in (f"{name} WAR / UAR", "paper"))]
     main = [
         [MODELS[model][0], *(text for name in SETS for text in (scores(model, name), published(model, name)))]
         for model in models
     ]
     best = [text for name in SETS for text in ("{:.1f} / {:.1f}".format(*ceiling(scenes, name)), "")]
     main.append(["ceiling, from the true cues", *best])
-
-    worlds = {"in": IN_DISTRIBUTION, "out": OUT_OF_DISTRIBUTION}
     kinds = [
         [
             MODELS[model][0],
-            *(
-                over_seeds(model, lambda chain, d=datasets, k=kind: chain.accuracy(model, d, k))
-                for datasets in worlds.values()
-                for kind in KINDS
-            ),
+            *(over_seeds(Chain.accuracy, model, sets, kind) for sets in worlds.values() for kind in KINDS),
         ]
         for model in models
     ]
     shown = {"both": "evaluation", "picture alone": "evaluation_video", "sound alone": "evaluation_audio"}
     modalities = [
-        [
-            name,
-            *(
-                over_seeds("R1-Omni", lambda chain, k=kind, f=folder: chain.accuracy("R1-Omni", IN_DISTRIBUTION, k, f))
-                for kind in KINDS
-            ),
-        ]
+        [name, *(over_seeds(Chain.accuracy, "R1-Omni", IN_DISTRIBUTION, kind, folder) for kind in KINDS)]
         for name, folder in shown.items()
     ]
     modalities.append(["the most frequent label", *(f"{majority(scenes, IN_DISTRIBUTION, k):.1f}" for k in KINDS)])
-    reasoning = [model for model in models if model.startswith(("EMER", "R1"))]
     quality = [
         [
             MODELS[model][0],
-            over_seeds(
-                model,
-                lambda chain: statistics.fmean(chain.run(model, d).metrics["format_rate"] for d in SETS),  # noqa: B023
-            ),
-            over_seeds(model, lambda chain: chain.sampled_format(model)) if model.startswith("R1") else "",  # noqa: B023
-            *(
-                over_seeds(model, lambda chain, d=datasets: chain.cues_named(model, d))  # noqa: B023
-                for datasets in worlds.values()
-            ),
+            over_seeds(Chain.format_rate, model),
+            over_seeds(Chain.sampled_format, model) if model.startswith("R1") else "",
+            *(over_seeds(Chain.cues_named, model, sets) for sets in worlds.values()),
         ]
-        for model in reasoning
+        for model in models
+        if model.startswith(("EMER", "R1"))
     ]
     return {
-        "WAR and UAR": (head, main),
-        "Accuracy by kind of clip": (
-            ["model", *(f"{world}: {kind}" for world in worlds for kind in KINDS)],
-            kinds,
-        ),
+        "WAR and UAR": (["model", *(text for name in SETS for text in (f"{name} WAR / UAR", "paper"))], main),
+        "Accuracy by kind of clip": (["model", *(f"{world}: {kind}" for world in worlds for kind in KINDS)], kinds),
         "RLVR with one modality taken away, in distribution": (["shown", *KINDS], modalities),
         "Reasoning": (
             ["model", "well-formed, greedy", "well-formed, sampled", "cues named right, in", "out"],

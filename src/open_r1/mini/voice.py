@@ -106,7 +106,9 @@ def _sing(hertz: float, speed: float, style: VoiceStyle, samples: int, random: n
     sound = np.zeros(samples)
     for harmonic in range(1, 11):
         frequency = harmonic * hertz
-        weight = 0.25 + math.exp(-(((frequency - first) / 350) ** 2)) + 0.7 * math.exp(-(((frequency - second) / 450) ** 2))
+        weight = (
+            0.25 + math.exp(-(((frequency - first) / 350) ** 2)) + 0.7 * math.exp(-(((frequency - second) / 450) ** 2))
+        )
         sound += weight / harmonic * np.sin(2 * np.pi * frequency * time)
     syllables = 0.5 + 0.5 * np.sin(2 * np.pi * 3.4 * speed * time + random.uniform(0, 2 * np.pi))
     return sound * syllables**1.5

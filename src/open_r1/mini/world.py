@@ -34,9 +34,7 @@ SECONDS = 2.0  # of every clip
 MIX = (0.35, 0.20, 0.15, 0.30)  # of the kinds of clips, see `open_r1.mini.cues.KINDS`
 EVEN = dict.fromkeys(PROTOTYPES, 1.0)
 # Shares of the classes: uneven as in the sets they are named after, but no class so rare that UAR were noise.
-DFEW = Population(
-    {"happy": 20, "sad": 17, "neutral": 19, "angry": 15, "surprise": 11, "disgust": 8, "fear": 10}, MIX
-)
+DFEW = Population({"happy": 20, "sad": 17, "neutral": 19, "angry": 15, "surprise": 11, "disgust": 8, "fear": 10}, MIX)
 MAFW = Population(
     {
         "angry": 14, "disgust": 8, "fear": 8, "happy": 13, "neutral": 12, "sad": 13, "surprise": 10,
@@ -221,7 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("output", type=Path, help="folder of the world; what is there of the same world is kept")
     add("--scale", choices=SCALES, default="full", help="smoke: some 300 clips, to try the code")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
-    add("--face_bias", type=float, default=0.7, help="how often the cold start's writer trusts the face over the voice")
+    add(
+        "--face_bias", type=float, default=0.7, help="how often the cold start's writer trusts the face over the voice"
+    )
     add("--voice", choices=VOICES, default=installed_voice(), help="default: espeak where espeak-ng is installed")
     add("--workers", type=int, default=os.cpu_count(), help="clips made at a time (default: %(default)s)")
     options = parser.parse_args(argv)
