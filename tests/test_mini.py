@@ -7,6 +7,8 @@ import av
 import numpy as np
 import pytest
 
+from humanomni import load_pretrained
+from humanomni.generation import generate
 from humanomni.media import read_frames, read_waveform
 from open_r1.data import read_samples
 from open_r1.labels import CLASSES, canonical
@@ -247,3 +249,26 @@ def test_nothing_outside_of_it_knows_the_miniature():
     assert len(outside) > 30
     for file in outside:
         assert not re.search(r"\bmini\b|mini_", file.read_text("utf-8")), file
+
+
+# ------------------------------------------------------------------------------------------------- the bundled model
+
+
+def test_the_bundled_model_reasons_and_answers_right_about_its_clips():
+    folder = ROOT / "assets" / "mini" / "R1-Omni-mini"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 12e6
+    samples = read_samples(folder.parent / "clips.json")
+    assert len(samples) == 5
+    model, processor = load_pretrained(folder, device="cpu", dtype="float32")
+    for sample in samples:
+        text = generate(model, processor, video=str(folder.parent / sample.clip), max_new_tokens=96)
+        assert is_well_formed(text), text
+        assert parse_answer(text) == sample.answer
+        assert text.startswith("<think>In the video, a ") and "In the audio, a " in text
+
+
+def test_quickstart_asks_the_bundled_model_about_a_bundled_clip():
+    script = (ROOT / "scripts" / "quickstart.sh").read_text("utf-8")
+    for path in re.findall(r"assets/mini/[\w./-]+", script):
+        assert (ROOT / path.rstrip(".")).exists(), path
+    assert "no judge of people's feelings" in script

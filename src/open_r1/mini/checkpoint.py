@@ -171,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("world", type=Path, help="folder made by open_r1.mini.world")
     add("output", type=Path, help="folder of the checkpoint; must not exist")
     add("--seed", type=int, default=0, help="of the weights and the order of the clips (default: %(default)s)")
-    add("--sound_steps", type=int, default=700, help="of the audio tower's training (default: %(default)s)")
-    add("--picture_steps", type=int, default=900, help="of the vision tower's training (default: %(default)s)")
+    add("--sound_steps", type=int, default=500, help="of the audio tower's training (default: %(default)s)")
+    add("--picture_steps", type=int, default=1800, help="of the vision tower's training (default: %(default)s)")
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
     try:
