@@ -14,15 +14,6 @@ from humanomni.generation import Request, StdoutStreamer, generate, generate_man
 CLIP = str(Path(__file__).resolve().parent.parent / "assets" / "example.mp4")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are three times faster without threads that wait for each other, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def loaded(tiny_checkpoint):
     return humanomni.load_pretrained(tiny_checkpoint, device="cpu")

@@ -25,15 +25,6 @@ CLIP = REPOSITORY / "assets" / "example.mp4"
 SHORT = ("--max_new_tokens", "12")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny models are three times faster without threads that wait for each other, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def quiet_libraries_stay_local():
     """The program silences transformers; other tests want to hear it."""

@@ -68,15 +68,6 @@ def write_list(path: Path, entries: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the processes started here: several tests at once must not fight for the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     """A folder with a short video that has sound, a sound, an image, and a file that is no video."""
