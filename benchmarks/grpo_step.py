@@ -5,7 +5,8 @@
 Each variant runs in a process of its own (peak memory is its own); the variants take turns. Loading is not measured,
 nor is the first step, which warms up with everything shared: all variants go on from the same weights, and from a
 policy that has left its reference. Seed and reward are the same too, hence the completions, the loss and its
-gradients; only where rounding tips the draw of a token can they differ. The optimiser's time is a column of its own.
+gradients; only where rounding tips the draw of a token can they differ (cached features are float16, which rounds
+most). The optimiser's time is a column of its own.
 
 The floor is the work a step cannot avoid: each clip encoded once, each prompt through the projectors and the language
 model once a pass, each completion once a pass, backward at twice forward. Each phase takes its FLOPs at the rate of a
