@@ -30,10 +30,10 @@ export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || ec
 export LAUNCH=cpu DATA_FOLDER=$output/world
 world=$output/world
 
-scale=full
+scale=full epochs="1 2 3"
 towers=() few=() rollouts=() answers=(--max_new_tokens 96)
 if [ -n "$smoke" ]; then
-  scale=smoke
+  scale=smoke epochs=1
   towers=(--sound_steps 8 --picture_steps 8) few=(--max_steps 3)
   rollouts=(--max_steps 2 --max_completion_length 24) answers=(--max_new_tokens 24)
 fi
@@ -80,9 +80,11 @@ for seed in $seeds; do
     --data_folder "$world" --out "$cache" --batch_size 64 --shard_size 512
   stage "seed_$seed/base" train train_sft base "$start" "$base" base.json "${few[@]}"
   stage "seed_$seed/cold_start" train train_cold_start cold_start "$base" "$cold" cold_start.json "${few[@]}"
-  for epochs in 1 2 3; do
-    stage "seed_$seed/sft_$epochs" train train_sft sft "$base" "$label-$epochs" train.yaml \
-      --num_train_epochs $epochs "${few[@]}"
+  labels=()
+  for count in $epochs; do
+    stage "seed_$seed/sft_$count" train train_sft sft "$base" "$label-$count" train.yaml \
+      --num_train_epochs "$count" "${few[@]}"
+    labels+=("$label-$count")
   done
   stage "seed_$seed/grpo" train train_grpo grpo "$cold" "$chain/R1-Omni" train.yaml "${rollouts[@]}"
   explained=("$cold" "$chain/R1-Omni")
@@ -93,7 +95,7 @@ for seed in $seeds; do
       "${rollouts[@]}"
     explained+=("$cold-unbiased" "$chain/R1-Omni-unbiased")
   fi
-  stage "seed_$seed/evaluate_labels" evaluate "$chain/evaluation" false "" "$base" "$label-1" "$label-2" "$label-3"
+  stage "seed_$seed/evaluate_labels" evaluate "$chain/evaluation" false "" "$base" "${labels[@]}"
   stage "seed_$seed/evaluate_reasoning" evaluate "$chain/evaluation" true "" "${explained[@]}"
   for modal in video audio; do
     stage "seed_$seed/evaluate_$modal" evaluate "$chain/evaluation_$modal" true "_$modal" "$chain/R1-Omni"
