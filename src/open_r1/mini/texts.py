@@ -7,6 +7,7 @@ from open_r1.labels import SYNONYMS
 from open_r1.mini.cues import PICTURE_CUES, PROTOTYPES, SOUND_CUES, Scene
 
 DESCRIBE = "Describe what you see and hear."
+INTERPRET = "Describe what you see and hear, and what it expresses."
 THINK_QUESTION = f"{EMOTION_QUESTION}  {THINK_SENTENCE}"
 # Words of an open vocabulary, in which EMER's annotators answered; all of them name the label in `SYNONYMS`.
 OPEN_WORDS = {label: (label, *SYNONYMS[label][:3]) for label in PROTOTYPES}
@@ -31,12 +32,16 @@ def description(scene: Scene, modal: str) -> str:
     return ". ".join(parts) + "."
 
 
+def interpretation(scene: Scene, modal: str, picture_emotion: str, sound_emotion: str) -> str:
+    """The description with the writer's reading of each modality on its own."""
+    video, audio = f"{seen(scene)} looks {picture_emotion}", f"{heard(scene)} sounds {sound_emotion}"
+    return ". ".join(text for name, text in (("video", video), ("audio", audio)) if name in modal) + "."
+
+
 def reasoning(scene: Scene, picture_emotion: str, sound_emotion: str, answer: str) -> str:
     """An explained answer; `picture_emotion` and `sound_emotion` are the writer's readings of the two modalities."""
-    return (
-        f"<think>{seen(scene)} looks {picture_emotion}. {heard(scene)} sounds {sound_emotion}.</think>\n"
-        f"<answer>{answer}</answer>"
-    )
+    thought = interpretation(scene, "video_audio", picture_emotion, sound_emotion)
+    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
 
 
 def explained_answer(scene: Scene, face_bias: float, open_words: bool, random: np.random.Generator) -> str:
@@ -64,7 +69,7 @@ def crude_answer(scene: Scene, modal: str, random: np.random.Generator) -> str:
 def corpus() -> list[str]:
     """Every sentence there is, for a tokenizer's training."""
     words = [word for words in OPEN_WORDS.values() for word in words]
-    texts = [THINK_QUESTION, DESCRIBE, *words]
+    texts = [THINK_QUESTION, DESCRIBE, INTERPRET, *words]
     for levels in range(3):
         scene = Scene("", "", "", "", (levels,) * 5, (levels,) * 5)
         texts.append(description(scene, "video_audio"))

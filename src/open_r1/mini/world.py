@@ -26,7 +26,16 @@ from humanomni.errors import HumanOmniError
 from humanomni.prompts import EMOTION_QUESTION
 from open_r1.mini.cues import PROTOTYPES, Population, Scene, draw_scene
 from open_r1.mini.face import FRAMES_PER_SECOND, SIZE, FaceStyle, draw_face
-from open_r1.mini.texts import DESCRIBE, THINK_QUESTION, conversation, crude_answer, description, explained_answer
+from open_r1.mini.texts import (
+    DESCRIBE,
+    INTERPRET,
+    THINK_QUESTION,
+    conversation,
+    crude_answer,
+    description,
+    explained_answer,
+    interpretation,
+)
 from open_r1.mini.voice import RATE, VOICES, VoiceStyle, installed_voice, make_voice
 from open_r1.prediction_files import write_json
 
@@ -89,6 +98,7 @@ SPLITS = {
 }
 SCALES = ("full", "smoke")
 EMER_CLIPS = 232  # of the 580: answered in an open vocabulary; the others, HumanOmni's, by label
+INTERPRETED_OF_BASE = 0.6  # share of the base's descriptions that say what each modality expresses
 QUESTIONS_OF_BASE = 0.35  # share of the base's clips that are also asked for the emotion
 MODALS_OF_BASE = {"video_audio": 0.6, "video": 0.2, "audio": 0.2}
 
@@ -144,13 +154,18 @@ def label_list(scenes: list[Scene], modal: str = "video_audio") -> list[dict]:
 
 
 def base_list(scenes: list[Scene], seed: int) -> list[dict]:
-    """Descriptions of clips, often of one modality alone, and crude answers to the question for the emotion."""
+    """Descriptions of clips, often of one modality alone and often with what it expresses on its own, and crude
+    answers to the question for the emotion, which no description weighs up."""
     random = np.random.default_rng([seed, 1000])
     modals, shares = list(MODALS_OF_BASE), list(MODALS_OF_BASE.values())
     entries = []
     for scene in scenes:
         modal = modals[random.choice(len(modals), p=shares)]
-        entries.append(conversation(DESCRIBE, modal, description(scene, modal), clip_name(scene)))
+        if random.random() < INTERPRETED_OF_BASE:
+            answer = interpretation(scene, modal, scene.picture_emotion, scene.sound_emotion)
+            entries.append(conversation(INTERPRET, modal, answer, clip_name(scene)))
+        else:
+            entries.append(conversation(DESCRIBE, modal, description(scene, modal), clip_name(scene)))
         if random.random() < QUESTIONS_OF_BASE:
             modal = modals[random.choice(len(modals), p=shares)]
             answer = crude_answer(scene, modal, random)
