@@ -23,7 +23,7 @@ from humanomni.errors import MediaError
 from humanomni.modeling import HumanOmniQwen2ForCausalLM
 from humanomni.processing import HumanOmniProcessor
 from open_r1.cache_features import CacheError, FeatureCache, View, cache_features
-from open_r1.data import Sample, SupervisedCollator
+from open_r1.data import Sample, SampleEncoder, SupervisedCollator, prepare_samples
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "assets" / "example.mp4"
 ANSWER = {"from": "gpt", "value": "<think>She smiles.</think>\n<answer>happy</answer>"}
@@ -308,6 +308,13 @@ def test_a_clip_that_is_not_cached_names_the_command(cache):
         cache.get(Sample(("q", "a"), video="d.mp4"), "audio")
     with pytest.raises(CacheError, match=r"b.mp4 \(start=0.5, end=1.0\) are not in"):
         cache.get(Sample(("q", "a"), video="b.mp4", start=0.5, end=1.0), "video")
+
+
+def test_samples_that_the_cache_lacks_stop_a_run_before_it_trains(cache, clips, processor):
+    uncached = Sample.parse(sample("<video>\n", video="b.mp4", start=0.5, end=1.0))
+    encode = SampleEncoder(processor)
+    with pytest.raises(CacheError, match="are not in the feature cache"):
+        prepare_samples([uncached], encode, data_folder=clips, feature_cache=cache)
 
 
 def test_raw_clips_may_be_deleted(cache, samples, processor):

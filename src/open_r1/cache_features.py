@@ -309,8 +309,13 @@ class FeatureCache:
         return CachedFeatures(**{kind: self._read(entry) for kind, entry in found.items()})
 
     def find(self, sample: Sample, modal: str) -> dict[str, Entry]:
-        """Where those features lie, by kind; raises as `get` does, but reads nothing: a check before training."""
+        """Where those features lie, by kind; raises as `get` does, but reads nothing."""
         return {view.kind: self._find(view, sample) for view in views_of(sample, modal)}
+
+    def check(self, sample: Sample, modal: str) -> None:
+        """Raises CacheError before training rather than in its midst; a clip known to be bad is told there."""
+        with suppress(MediaError):
+            self.find(sample, modal)
 
     def _find(self, view: View, sample: Sample) -> Entry:
         entries = self.index.get(view, [])

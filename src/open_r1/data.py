@@ -389,7 +389,7 @@ def prepare_samples(
     max_length: int | None = None,
     too_long: str = "truncate_text",
     on_bad_sample: str = "error",
-    media_needed: bool = True,
+    feature_cache=None,
     count_seconds: bool = True,
 ) -> LoadedData:
     """Checks every sample before training: its clip exists and its tokens fit.
@@ -399,17 +399,18 @@ def prepare_samples(
         too_long: `truncate_text` cuts the end of the text, never a media token, and drops a row of which no supervised
             token would stay; `drop` leaves such samples out.
         on_bad_sample: `error` stops at a missing clip; `skip` leaves its sample out.
-        media_needed: False where cached features stand in for the clips, which may then be gone.
+        feature_cache: an `open_r1.cache_features.FeatureCache` that must hold every sample; clips may be gone.
         count_seconds: look how long the clips play, for the report; one process of several is enough.
 
     Raises:
         DataError: a clip is missing (with `error`), or nothing is left.
+        CacheError: the feature cache lacks a sample.
     """
     kept, lengths, report = [], [], LoadedData([], [])
     if too_long not in ("truncate_text", "drop"):
         raise DataError(f"too_long is {too_long!r}; pass truncate_text or drop")
     for sample in samples:
-        if media_needed and sample.clip is not None and not clip_path(sample.clip, data_folder).exists():
+        if feature_cache is None and sample.clip is not None and not clip_path(sample.clip, data_folder).exists():
             if on_bad_sample == "error":
                 raise DataError(
                     f"{sample.origin}: the clip {clip_path(sample.clip, data_folder)} does not exist; mend the path, "
@@ -418,6 +419,8 @@ def prepare_samples(
             report.missing.append(sample.clip)
             continue
         encoded = encoder(sample)
+        if feature_cache is not None:
+            feature_cache.check(sample, encoded.modal)
         length = len(encoded.input_ids)
         if max_length is not None and length > max_length:
             fits = encoded.media_end <= max_length and any(label != IGNORED for label in encoded.labels[:max_length])
@@ -435,7 +438,7 @@ def prepare_samples(
             f"samples are longer than max_length {max_length}"
         )
     report.samples, report.lengths = kept, lengths
-    if media_needed and count_seconds:
+    if feature_cache is None and count_seconds:
         report.seconds = total_seconds(kept, data_folder)
     return report
 

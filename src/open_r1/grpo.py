@@ -92,8 +92,11 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(arguments.seed)  # for a gate that starts at random
     rewards = reward_functions(data.rewards, arguments.max_completion_length)
     model, processor = load_for_training(model_arguments, load_towers=data.feature_cache is None)
-    train = load_prompts(data.data, data, arguments, processor)
-    held_out = load_prompts(data.eval_data, data, arguments, processor) if data.eval_data else None
+    cache = None
+    if data.feature_cache is not None:
+        cache = FeatureCache(data.feature_cache, processor, data.data_folder)
+    train = load_prompts(data.data, data, arguments, processor, cache)
+    held_out = load_prompts(data.eval_data, data, arguments, processor, cache) if data.eval_data else None
     if main_process:
         print(f"{data.data}: {len(train)} prompts, {arguments.num_generations} completions each")
         record = asdict(data) | asdict(model_arguments) | asdict(efficiency) | asdict(evaluation) | arguments.to_dict()
@@ -107,9 +110,6 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(arguments)
     if checkpoint is None:
         bad_samples.file.unlink(missing_ok=True)
-    cache = None
-    if data.feature_cache is not None:
-        cache = FeatureCache(data.feature_cache, processor, data.data_folder)
     with library_checks():
         trainer = HumanOmniGRPOTrainer(
             model=model,
@@ -149,17 +149,17 @@ def reference_options(arguments: ModelArguments, load_towers: bool) -> dict:
     }
 
 
-def load_prompts(path: str, data: DataArguments, arguments: GRPOConfig, processor) -> list[Sample]:
-    """The samples of a list, each checked: its clip exists, and prompt and completion fit.
+def load_prompts(path: str, data: DataArguments, arguments: GRPOConfig, processor, cache=None) -> list[Sample]:
+    """The samples of a list, each checked: its clip (or its cached features) exists, and prompt and completion fit.
 
     Raises:
-        DataError, PromptError: names the sample and the numbers.
+        CacheError, DataError, PromptError: names the sample and the numbers.
     """
     context = processor.config.max_position_embeddings
     kept, missing = [], []
     for sample in read_samples(path, seed=arguments.seed):
         clip = None if sample.clip is None else clip_path(sample.clip, data.data_folder)
-        if clip is not None and data.feature_cache is None and not clip.exists():
+        if clip is not None and cache is None and not clip.exists():
             if data.on_bad_sample == "error":
                 raise DataError(
                     f"{sample.origin}: the clip {clip} does not exist; mend the path, set data_folder, or pass "
@@ -167,7 +167,10 @@ def load_prompts(path: str, data: DataArguments, arguments: GRPOConfig, processo
                 )
             missing.append(str(clip))
             continue
-        length = len(encode_prompt(processor, sample, data.prompt_style).input_ids)
+        prompt = encode_prompt(processor, sample, data.prompt_style)
+        if cache is not None:
+            cache.check(sample, prompt.modal)
+        length = len(prompt.input_ids)
         if data.max_prompt_length is not None and length > data.max_prompt_length:
             raise PromptError(
                 f"{sample.origin}: the prompt takes {length} tokens, over max_prompt_length {data.max_prompt_length}; "

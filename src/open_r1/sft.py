@@ -92,8 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     cache = None
     if data.feature_cache is not None:
         cache = FeatureCache(data.feature_cache, processor, data.data_folder)
-    train = load_data(data.data, data, arguments, processor)
-    held_out = load_data(data.eval_data, data, arguments, processor) if data.eval_data else None
+    train = load_data(data.data, data, arguments, processor, cache)
+    held_out = load_data(data.eval_data, data, arguments, processor, cache) if data.eval_data else None
     check_trained_towers(model_arguments, arguments, train.samples)
     checkpoint = checkpoint_to_resume(arguments)
     if main_process:
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{trainer.state.global_step} steps{told}: {output}")
 
 
-def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -> LoadedData:
+def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor, cache=None) -> LoadedData:
     """The samples of a list that training can use."""
     return prepare_samples(
         read_samples(path, seed=arguments.seed),
@@ -151,7 +151,7 @@ def load_data(path: str, data: DataArguments, arguments: SFTConfig, processor) -
         max_length=arguments.max_length,
         too_long=data.too_long,
         on_bad_sample=data.on_bad_sample,
-        media_needed=data.feature_cache is None,
+        feature_cache=cache,
         count_seconds=arguments.process_index == 0,
     )
 
