@@ -13,7 +13,7 @@ NOTE: assets/mini/R1-Omni-mini is a miniature for trying the code, trained on dr
       (docs/miniature.md). It is no judge of people's feelings, and of your own clips it knows nothing.
 NOTE
 "$python" inference.py --modal video_audio --model_path assets/mini/R1-Omni-mini \
-    --video_path assets/mini/clips/dfew_conflict.mp4 --max_new_tokens 96 "$@"
+    --video_path assets/mini/clips/dfew_sound.mp4 --max_new_tokens 96 "$@"
 cat >&2 <<NOTE
 NOTE: it works. For a real answer fetch the released weights and their towers (about 8 GB), then ask about your clip:
       bash scripts/download_models.sh

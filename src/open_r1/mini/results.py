@@ -56,8 +56,8 @@ class Chain:
             raise HumanOmniError(f"{folder} is not evaluated yet ({error.strerror}); finish the chain") from error
         return Run(MODELS[model][0], dataset, metrics, [json.loads(line) for line in lines])
 
-    def score(self, model: str, dataset: str, name: str) -> float:
-        return self.run(model, dataset).metrics["strict"][name]
+    def score(self, model: str, dataset: str, name: str, reading: str = "strict") -> float:
+        return self.run(model, dataset).metrics[reading][name]
 
     def format_rate(self, model: str) -> float:
         return statistics.fmean(self.run(model, dataset).metrics["format_rate"] for dataset in SETS)
@@ -151,19 +151,20 @@ def tables(chains: list[Chain], scenes: dict[str, Scene]) -> dict[str, tuple[lis
     def over_seeds(figure: Callable, model: str, *details) -> str:
         return spread([figure(chain, model, *details) for chain in chains if model in chain.models])
 
-    def scores(model: str, dataset: str) -> str:
-        return " / ".join(over_seeds(Chain.score, model, dataset, name) for name in ("war", "uar"))
+    def scores(model: str, dataset: str, reading: str) -> str:
+        return " / ".join(over_seeds(Chain.score, model, dataset, name, reading) for name in ("war", "uar"))
 
     def published(model: str, dataset: str) -> str:
         row = PUBLISHED.get(MODELS[model][1])
         return "{:.1f} / {:.1f}".format(*row[dataset.removeprefix("mini_")]) if row else ""
 
-    main = [
-        [MODELS[model][0], *(text for name in SETS for text in (scores(model, name), published(model, name)))]
-        for model in models
-    ]
+    main = []
+    for model in models:
+        beside = (text for name in SETS for text in (scores(model, name, "strict"), published(model, name)))
+        main.append([MODELS[model][0], *beside])
     best = [text for name in SETS for text in ("{:.1f} / {:.1f}".format(*ceiling(scenes, name)), "")]
     main.append(["ceiling, from the true cues", *best])
+    mapped = [[MODELS[model][0], *(scores(model, name, "label_map") for name in SETS)] for model in models]
     kinds = [
         [
             MODELS[model][0],
@@ -189,6 +190,7 @@ def tables(chains: list[Chain], scenes: dict[str, Scene]) -> dict[str, tuple[lis
     ]
     return {
         "WAR and UAR": (["model", *(text for name in SETS for text in (f"{name} WAR / UAR", "paper"))], main),
+        "WAR and UAR, synonyms read as their label": (["model", *SETS], mapped),
         "Accuracy by kind of clip": (["model", *(f"{world}: {kind}" for world in worlds for kind in KINDS)], kinds),
         "RLVR with one modality taken away, in distribution": (["shown", *KINDS], modalities),
         "Reasoning": (
