@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -47,12 +46,10 @@ def test_the_whole_experiment_at_smoke_size(tmp_path):
     # what is finished is skipped; what is not is made again, and nothing else
     (output / "finished" / "seed_0" / "evaluate_audio").unlink()
     stamp = (chain / "R1-Omni" / "model.safetensors").stat().st_mtime_ns
-    start = time.monotonic()
     second = reproduce(output)
-    assert second.returncode == 0 and second.stdout == first.stdout
+    assert second.returncode == 0 and table in second.stdout and len(second.stdout) < len(first.stdout)
     assert second.stderr.count(" is done") == len(STAGES)  # the world too, and all but one of the chain's
     assert (chain / "R1-Omni" / "model.safetensors").stat().st_mtime_ns == stamp
-    assert time.monotonic() - start < 120
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ table { border-collapse: collapse; margin: 1em 0; }
 th, td { border-bottom: 1px solid #ccc; padding: .25em .6em; text-align: left; vertical-align: top; }
 th, td:not(:nth-child(5), :nth-child(7)) { white-space: nowrap; }
 thead th { background: #fff; position: sticky; top: 0; }
+img { max-width: 100%; }
 .figures { align-items: end; display: flex; flex-wrap: wrap; gap: 1em; }
 .figures img { flex: 0 1 auto; max-width: 100%; min-width: 0; }
 @media (min-width: 70em) { .figures { flex-wrap: nowrap; } .figures img { max-width: 50%; } }
