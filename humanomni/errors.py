@@ -4,6 +4,9 @@ Command-line programs print such a message to stderr and exit with status 2; any
 traceback.
 """
 
+import sys
+from collections.abc import Callable
+
 
 class HumanOmniError(ValueError):
     """Base class of every error whose cause is an input, a path or a setting."""
@@ -19,3 +22,13 @@ class PromptError(HumanOmniError):
 
 class CheckpointError(HumanOmniError):
     """A checkpoint, one of its towers or its configuration is missing, incomplete or does not fit."""
+
+
+def exit_status(program: Callable[[], object]) -> int:
+    """Runs a command-line program; returns its exit status: 0, or 2 after the line that tells a user's mistake."""
+    try:
+        program()
+    except HumanOmniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

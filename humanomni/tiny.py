@@ -1,4 +1,4 @@
-"""Builds small untrained checkpoints in the release's format, towers included, for quickstart, tests and benchmarks.
+"""Builds small untrained checkpoints in the release's format, towers included, for tests and benchmarks.
 
     python -m humanomni.tiny OUTPUT [--seed 0] [--geometry tiny|medium]
 
@@ -13,7 +13,8 @@ import string
 import sys
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from transformers import (
 )
 
 from humanomni.configuration import HumanOmniConfig
-from humanomni.errors import CheckpointError, HumanOmniError
+from humanomni.errors import CheckpointError, exit_status
 from humanomni.modeling import HumanOmniQwen2ForCausalLM
 from humanomni.prompts import EMOTION_QUESTION, START_END, THINK_SENTENCE
 
@@ -135,15 +136,22 @@ def build_checkpoint(folder: str | Path, seed: int = 0, geometry: Geometry = TIN
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not (folder / LABEL_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} holds something that was not built here; name a new folder or remove it")
+    with whole_folder(folder) as draft:
+        _write(draft, seed, geometry)
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft to write into, which takes the place of `folder` when the block ends well; else nothing stays of it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.unfinished-", dir=folder.parent) as workshop:
-        draft = Path(workshop) / "checkpoint"
+        draft = Path(workshop) / "draft"
         draft.mkdir()
-        _write(draft, seed, geometry)
+        yield draft
         if folder.exists():
             folder.rename(Path(workshop) / "replaced")
         draft.rename(folder)
-    return folder
 
 
 def _write(folder: Path, seed: int, geometry: Geometry) -> None:
@@ -308,13 +316,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     logging.disable_progress_bar()
-    try:
+
+    def program() -> None:
         folder = build_checkpoint(options.output, options.seed, GEOMETRIES[options.geometry])
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {folder}: untrained, its answers are noise", file=sys.stderr)
-    return 0
+        print(f"wrote {folder}: untrained, its answers are noise", file=sys.stderr)
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from humanomni.errors import CheckpointError, HumanOmniError
+from humanomni.errors import CheckpointError, exit_status
 from humanomni.loading import load_pretrained
 from humanomni.prompts import EMOTION_QUESTION
+from humanomni.tiny import whole_folder
 from open_r1.metrics import parse_answer
 from open_r1.mini.cues import KINDS
-from open_r1.mini.results import NOTE, Chain, read_scenes
+from open_r1.mini.results import Chain
 from open_r1.mini.texts import conversation
+from open_r1.mini.world import NOTE, read_scenes
 from open_r1.prediction_files import write_json
 
 MODEL = "R1-Omni"
@@ -38,36 +40,39 @@ def bundle(chain: Path, output: Path) -> None:
         raise CheckpointError(f"{output} is there already; remove it first")
     scenes = read_scenes(chain.parent / "world")
     answers = Chain(chain, scenes)
-    entries = []
-    for dataset, kind in SHOWN:
-        clip = next(
-            (
-                prediction["video"]
-                for prediction in answers.run(MODEL, dataset).predictions
-                if scenes[prediction["video"]].kind == kind
-                and parse_answer(prediction["response"] or "") == prediction["label"]
-            ),
-            None,
-        )
-        if clip is None:
-            raise CheckpointError(f"{chain} answers no {kind} clip of {dataset} right; train it longer")
-        name = f"clips/{dataset.removeprefix('mini_')}_{kind}.mp4"
-        (output / "clips").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(chain.parent / "world" / clip, output / name)
-        entries.append(conversation(EMOTION_QUESTION, "video_audio", scenes[clip].label, name))
-    write_json(output / "clips.json", entries)
-    model, processor = load_pretrained(chain / MODEL, device="cpu", dtype="float32")
-    folder = output / f"{MODEL}-mini"
-    model.save_pretrained(folder, save_towers=True)
-    processor.save_pretrained(folder)
-    for file in folder.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    commands = [
-        f"bash scripts/reproduce_mini.sh --seeds {chain.name.removeprefix('seed_')}",
-        f"python -m open_r1.mini.bundle outputs/mini/{chain.name} assets/mini",
-    ]
-    write_json(output / "made.json", {"note": NOTE, "commands": commands, "commit": commit})
+    with whole_folder(output) as draft:
+        entries = []
+        for dataset, kind in SHOWN:
+            clip = next(
+                (
+                    prediction["video"]
+                    for prediction in answers.run(MODEL, dataset).predictions
+                    if scenes[prediction["video"]].kind == kind
+                    and parse_answer(prediction["response"] or "") == prediction["label"]
+                ),
+                None,
+            )
+            if clip is None:
+                raise CheckpointError(f"{chain} answers no {kind} clip of {dataset} right; train it longer")
+            name = f"clips/{dataset.removeprefix('mini_')}_{kind}.mp4"
+            (draft / "clips").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(chain.parent / "world" / clip, draft / name)
+            entries.append(conversation(EMOTION_QUESTION, "video_audio", scenes[clip].label, name))
+        write_json(draft / "clips.json", entries)
+        model, processor = load_pretrained(chain / MODEL, device="cpu", dtype="float32")
+        folder = draft / f"{MODEL}-mini"
+        model.save_pretrained(folder, save_towers=True)
+        processor.save_pretrained(folder)
+        for file in folder.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
+        commands = [
+            f"bash scripts/reproduce_mini.sh --seeds {chain.name.removeprefix('seed_')}",
+            f"python -m open_r1.mini.bundle outputs/mini/{chain.name} assets/mini",
+        ]
+        write_json(draft / "made.json", {"note": NOTE, "commands": commands, "commit": commit})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,12 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder to write; must not exist")
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
-    try:
-        bundle(options.chain, options.output)
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: bundle(options.chain, options.output))
 
 
 if __name__ == "__main__":

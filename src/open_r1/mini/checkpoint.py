@@ -8,9 +8,7 @@ the release's format, with a small tokenizer and BERT of its own; it appears who
 """
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,12 +19,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from humanomni.errors import CheckpointError, HumanOmniError
+from humanomni.errors import CheckpointError, exit_status
 from humanomni.modeling import HumanOmniQwen2ForCausalLM
 from humanomni.processing import HumanOmniProcessor
-from humanomni.tiny import Geometry, write_small_files
-from open_r1.mini.cues import PICTURE_CUES, SOUND_CUES
+from humanomni.tiny import Geometry, whole_folder, write_small_files
+from open_r1.mini.cues import PICTURE_CUES, SOUND_CUES, Scene
 from open_r1.mini.texts import corpus
+from open_r1.mini.world import clip_name, read_scenes
 
 GEOMETRY = Geometry(
     vision_hidden=64,
@@ -57,15 +56,12 @@ def build(world: Path, output: Path, seed: int, sound_steps: int, picture_steps:
     """Writes the checkpoint of the module's docstring.
 
     Raises:
-        CheckpointError: `output` is there already, or the world has no clips.
+        HumanOmniError: `output` is there already, `world` is none, or a clip of it does not read.
     """
     if output.exists():
         raise CheckpointError(f"{output} is there already; name another folder or remove it")
     torch.manual_seed(seed)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.unfinished-", dir=output.parent) as workshop:
-        draft = Path(workshop) / "checkpoint"
-        draft.mkdir()
+    with whole_folder(output) as draft:
         config = write_small_files(draft, GEOMETRY, corpus(), TEXT_PIECES)
         model = HumanOmniQwen2ForCausalLM(config)
         processor = processor_of(draft, model)
@@ -77,7 +73,6 @@ def build(world: Path, output: Path, seed: int, sound_steps: int, picture_steps:
         levels = picture_levels[:, :4].repeat_interleave(len(FRAMES_OF_CLIP), 0)
         train_tower(vision, shown, levels, picture_steps, FRAME_BATCH, still_cues)
         model.save_pretrained(draft, save_towers=True)
-        draft.rename(output)
 
 
 def processor_of(folder: Path, model: HumanOmniQwen2ForCausalLM) -> HumanOmniProcessor:
@@ -95,14 +90,10 @@ def read_base_clips(
         frames (N, T, 3, height, width) and log-mels (N, mel bins, frames), in half precision; the levels of the
         picture's and the sound's cues, (N, 5) each.
     """
-    try:
-        truth = [json.loads(line) for line in (world / "truth.jsonl").read_text("utf-8").splitlines()]
-    except OSError as error:
-        raise CheckpointError(f"{world} is no world ({error}); make one with python -m open_r1.mini.world") from None
-    scenes = [scene for scene in truth if scene["split"] == "base"][:MOST_CLIPS]
+    scenes = [scene for scene in read_scenes(world).values() if scene.split == "base"][:MOST_CLIPS]
 
-    def read(scene: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        media = processor.load_media(world / scene["clip"], "video_audio")
+    def read(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
+        media = processor.load_media(world / clip_name(scene), "video_audio")
         return media.frames.half(), media.audio.half()
 
     with ThreadPoolExecutor() as threads:
@@ -111,8 +102,8 @@ def read_base_clips(
     return (
         pictures,
         sounds,
-        torch.tensor([scene["picture"] for scene in scenes]),
-        torch.tensor([scene["sound"] for scene in scenes]),
+        torch.tensor([scene.picture for scene in scenes]),
+        torch.tensor([scene.sound for scene in scenes]),
     )
 
 
@@ -175,12 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--picture_steps", type=int, default=1800, help="of the vision tower's training (default: %(default)s)")
     options = parser.parse_args(argv)
     transformers_logging.disable_progress_bar()
-    try:
-        build(options.world, options.output, options.seed, options.sound_steps, options.picture_steps)
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(
+        lambda: build(options.world, options.output, options.seed, options.sound_steps, options.picture_steps)
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ typical level with probability `TYPICAL`, else at one of the two other levels. T
 Bayes' rule on the true cues gives the best score that anyone can reach.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Scene:
     sound_emotion: str
     picture: tuple[int, ...]
     sound: tuple[int, ...]
-    split: str = field(default="")
+    split: str = ""
     index: int = 0
 
 

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from humanomni.errors import HumanOmniError
+from humanomni.errors import HumanOmniError, exit_status
 from open_r1.metrics import parse_answer
 from open_r1.mini.cues import KINDS, PICTURE_CUES, SOUND_CUES, Scene, best_answer
 from open_r1.mini.texts import heard, seen
-from open_r1.mini.world import SPLITS
+from open_r1.mini.world import NOTE, SPLITS, read_scenes
 from open_r1.prediction_files import write_json, write_whole
 from open_r1.report import PUBLISHED, Run, html_image, html_table, write_report
 
@@ -37,7 +37,7 @@ MODELS = {
     "R1-Omni-unbiased": ("control: RLVR from it", None),
 }
 LAST_STEPS = 20  # of RLVR, whose sampled completions tell the share of well-formed ones
-NOTE = "A drawn world to try the code in, and no judge of people's feelings."
+CUE_WORDS = {word for words in (*PICTURE_CUES.values(), *SOUND_CUES.values()) for word in words}
 
 
 class Chain:
@@ -46,8 +46,15 @@ class Chain:
     def __init__(self, folder: Path, scenes: dict[str, Scene]):
         self.folder, self.scenes = folder, scenes
         self.models = [name for name in MODELS if (folder / "evaluation" / name).is_dir()]
+        self._runs: dict[tuple[str, str, str], Run] = {}  # many figures are taken from each
 
     def run(self, model: str, dataset: str, evaluation: str = "evaluation") -> Run:
+        key = (model, dataset, evaluation)
+        if key not in self._runs:
+            self._runs[key] = self._read(*key)
+        return self._runs[key]
+
+    def _read(self, model: str, dataset: str, evaluation: str) -> Run:
         folder = self.folder / evaluation / model / dataset
         try:
             metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
@@ -95,25 +102,10 @@ def cues_right(response: str, scene: Scene) -> int:
     right = 0
     for truth in (seen(scene), heard(scene)):
         words = re.findall(r"[a-z]+", truth.removeprefix("In the "))
-        cues = {word for names in (*PICTURE_CUES.values(), *SOUND_CUES.values()) for word in names}
         said = next((part for part in told if part[:1] == words[:1]), [])
         pairs = zip(words, said, strict=False)
-        right += sum(word == other for word, other in pairs if word in cues)
+        right += sum(word == other for word, other in pairs if word in CUE_WORDS)
     return right
-
-
-def read_scenes(world: Path) -> dict[str, Scene]:
-    """Clip -> its truth."""
-    try:
-        lines = (world / "truth.jsonl").read_text("utf-8").splitlines()
-    except OSError as error:
-        raise HumanOmniError(f"{world} is no world ({error.strerror}); run scripts/reproduce_mini.sh") from error
-    scenes = {}
-    for line in lines:
-        fields = json.loads(line)
-        clip = fields.pop("clip")
-        scenes[clip] = Scene(**{**fields, "picture": tuple(fields["picture"]), "sound": tuple(fields["sound"])})
-    return scenes
 
 
 def ceiling(scenes: dict[str, Scene], dataset: str) -> tuple[float, float]:
@@ -235,13 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m open_r1.mini.results", description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder of scripts/reproduce_mini.sh")
     options = parser.parse_args(argv)
-    try:
+
+    def program() -> None:
         print(gather(options.output), end="")
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"written to {options.output}: results.md, results.json, report/report.html", file=sys.stderr)
-    return 0
+        print(f"written to {options.output}: results.md, results.json, report/report.html", file=sys.stderr)
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":

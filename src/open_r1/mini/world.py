@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
-from humanomni.errors import HumanOmniError
+from humanomni.errors import HumanOmniError, exit_status
 from humanomni.prompts import EMOTION_QUESTION
 from open_r1.mini.cues import PROTOTYPES, Population, Scene, draw_scene
 from open_r1.mini.face import FRAMES_PER_SECOND, SIZE, FaceStyle, draw_face
@@ -37,8 +37,10 @@ from open_r1.mini.texts import (
     interpretation,
 )
 from open_r1.mini.voice import RATE, VOICES, VoiceStyle, installed_voice, make_voice
-from open_r1.prediction_files import write_json
+from open_r1.prediction_files import to_line, write_json, write_whole
 
+NOTE = "A drawn world to try the code in, and no judge of people's feelings."
+TRUTH = "truth.jsonl"  # a line for each clip, with the fields of its `Scene`
 SECONDS = 2.0  # of every clip
 MIX = (0.35, 0.20, 0.15, 0.30)  # of the kinds of clips, see `open_r1.mini.cues.KINDS`
 EVEN = dict.fromkeys(PROTOTYPES, 1.0)
@@ -111,12 +113,32 @@ def make_world(folder: Path, scale: str, seed: int, face_bias: float, voice: str
         raise HumanOmniError(f"{folder} holds another world, see {record}; name another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(record, settings)
-    scenes = {name: draw_scenes(name, scale, seed) for name in SPLITS}
-    write_lists(folder, scenes, seed, face_bias)
-    with open(folder / "truth.jsonl", "w", encoding="utf-8") as file:
-        for scene in (scene for split in scenes.values() for scene in split):
-            file.write(json.dumps({"clip": clip_name(scene), **asdict(scene)}) + "\n")
-    make_clips(folder, [scene for split in scenes.values() for scene in split], seed, voice, workers)
+    splits = {name: draw_scenes(name, scale, seed) for name in SPLITS}
+    write_lists(folder, splits, seed, face_bias)
+    scenes = [scene for split in splits.values() for scene in split]
+    lines = (to_line({"clip": clip_name(scene), **asdict(scene)}) for scene in scenes)
+    write_whole(folder / TRUTH, "".join(lines))
+    make_clips(folder, scenes, seed, voice, workers)
+
+
+def read_scenes(folder: Path) -> dict[str, Scene]:
+    """Clip -> its truth.
+
+    Raises:
+        HumanOmniError: `folder` holds no world.
+    """
+    try:
+        lines = (folder / TRUTH).read_text("utf-8").splitlines()
+    except OSError as error:
+        raise HumanOmniError(
+            f"{folder} is no world ({error.strerror}); make one with python -m open_r1.mini.world"
+        ) from error
+    scenes = {}
+    for line in lines:
+        fields = json.loads(line)
+        clip = fields.pop("clip")
+        scenes[clip] = Scene(**{**fields, "picture": tuple(fields["picture"]), "sound": tuple(fields["sound"])})
+    return scenes
 
 
 def draw_scenes(name: str, scale: str, seed: int) -> list[Scene]:
@@ -240,13 +262,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--voice", choices=VOICES, default=installed_voice(), help="default: espeak where espeak-ng is installed")
     add("--workers", type=int, default=os.cpu_count(), help="clips made at a time (default: %(default)s)")
     options = parser.parse_args(argv)
-    try:
+
+    def program() -> None:
         make_world(options.output, options.scale, options.seed, options.face_bias, options.voice, options.workers)
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.output}: a drawn world to try the code in, no judge of people's feelings", file=sys.stderr)
-    return 0
+        print(f"wrote {options.output}. {NOTE}", file=sys.stderr)
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":
