@@ -575,6 +575,7 @@ def test_processes_share_the_held_out_clips(tiny_checkpoint, loaded, data, tmp_p
     script.write_text(
         "import json, os, sys\n"
         "from pathlib import Path\n"
+        "from open_r1.training import leave\n"
         "from test_evaluate import EvaluationCallback, train\n"
         "checkpoint, data, out = map(Path, sys.argv[1:])\n"
         "trainer = train(checkpoint, data, out, every=1, steps=1, learning_rate=0.0)\n"
@@ -582,6 +583,7 @@ def test_processes_share_the_held_out_clips(tiny_checkpoint, loaded, data, tmp_p
         "answers = [(one.index, one.response) for one in callback.answers()]\n"
         "logs = [line for line in trainer.state.log_history if 'eval_war' in line]\n"
         "(out / os.environ['RANK']).write_text(json.dumps([answers, logs]))\n"
+        "leave()\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

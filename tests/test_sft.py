@@ -215,6 +215,29 @@ def test_two_processes_give_the_same_losses(sharding, reference, tiny_checkpoint
     assert logged(tmp_path) == pytest.approx(logged(reference), abs=1e-4)
 
 
+def test_the_threads_of_an_exchange_cannot_abort_a_finished_run(tmp_path):
+    """Without `leave`, every second run dies of SIGABRT here: gloo waits for a lock that an ending Python keeps."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit, os, sys, torch\n"
+        "import torch.distributed as dist\n"
+        "from open_r1.training import run\n"
+        "def main():\n"
+        "    dist.init_process_group('gloo')\n"
+        "    atexit.register(os.write, 1, b'exit functions ran\\n')\n"
+        "    sys.setswitchinterval(100)\n"
+        "    dist.all_gather([torch.zeros(3), torch.zeros(3)], torch.ones(3))\n"
+        "class Witness:\n"
+        "    def __del__(self, write=os.write):\n"
+        "        write(1, b'interpreter torn down\\n')\n"
+        "witness = Witness()\n"
+        "run(main)\n"
+    )
+    done = launch([], processes=2, script=script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "exit functions ran\n" * 2
+
+
 def test_zero3_gives_the_same_losses_also_when_killed_and_resumed(reference, tiny_checkpoint, mixed, tmp_path):
     argv = options(tiny_checkpoint, mixed, tmp_path, train_sampling_strategy="sequential")
     argv += [*ZERO["zero3"], "--save_strategy", "steps", "--save_steps", "2"]

@@ -1,5 +1,6 @@
 """What the training entry points share: the model's arguments, which parts train, resuming, and the progress bar."""
 
+import atexit
 import importlib.util
 import json
 import logging
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import torch
+import torch.distributed as dist
 import yaml
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
@@ -463,6 +465,21 @@ def run(main: Callable[[], None]) -> None:
         start = "\n" if int(os.environ.get("RANK", 0)) > 0 else ""  # the first process's bar may stand on this line
         tqdm.write(f"{start}error: {_last_line(error)}", file=sys.stderr)
         sys.exit(2)
+    if dist.is_initialized():
+        leave()
+
+
+def leave() -> NoReturn:
+    """Ends a process of a distributed run: exit functions as ever, but no teardown of the interpreter.
+
+    A thread of gloo's frees the tensors of the last exchange when it gets to it. Where the interpreter is being torn
+    down by then, the thread cannot have its lock and aborts the process: a finished run, reported as failed.
+    """
+    dist.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _last_line(error: HumanOmniError) -> str:
