@@ -5,14 +5,15 @@
 Each variant runs in a process of its own (peak memory is its own); the variants take turns. Loading is not measured,
 nor is the first step, which warms up with everything shared: all variants go on from the same weights, and from a
 policy that has left its reference. Seed and reward are the same too, hence the completions, the loss and its
-gradients; only where rounding tips the draw of a token can they differ (cached features are float16, which rounds
-most). The optimiser's time is a column of its own.
+gradients; only where rounding tips the draw of a token can they differ (the cache is float32, so that it rounds
+nothing). The optimiser's time is a column of its own. A last step, not timed, counts the FLOPs that were really spent.
 
 The floor is the work a step cannot avoid: each clip encoded once, each prompt through the projectors and the language
 model once a pass, each completion once a pass, backward at twice forward. Each phase takes its FLOPs at the rate of a
 plain matrix product, or its bytes at the rate of a plain sum, whichever is longer (bytes count for decoding alone:
-every new token reads all weights and the cache). Both rates are measured in the same process. Weights are untrained,
-which costs what trained ones cost.
+every new token reads all weights and the cache). Both rates are medians over seconds of nothing else, before and after
+the steps in the same process: what the machine sustains, as a step must, and not what it reaches in a lucky moment.
+Weights are untrained, which costs what trained ones cost.
 """
 
 import argparse
@@ -24,8 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -88,7 +91,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
 
     build_checkpoint(folder / "model", geometry=GEOMETRIES[args.geometry])
     entries = []
-    for number in range(args.steps + 2):
+    for number in range(args.steps + 3):
         (folder / f"{number}.mp4").write_bytes(EXAMPLE.read_bytes())
         turns = [
             {"from": "human", "value": "<video>\n<audio>\nWhich emotion is the most obvious?"},
@@ -97,7 +100,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
         entries.append({"video": f"{number}.mp4", "conversations": turns})
     (folder / "list.json").write_text(json.dumps(entries))
     cache = ["--data", str(folder / "list.json"), "--data_folder", str(folder), "--out", str(folder / "cache")]
-    cache_features.main(["--model_path", str(folder / "model"), *cache])
+    cache_features.main(["--model_path", str(folder / "model"), "--dtype", "float32", *cache])
 
 
 def in_new_process(folder: str, name: str, args: argparse.Namespace) -> dict:
@@ -112,7 +115,6 @@ def in_new_process(folder: str, name: str, args: argparse.Namespace) -> dict:
 
 def measure(args: argparse.Namespace) -> dict:
     """Runs one variant in this process: seconds a step, clips through the towers, tokens, peak memory, floor."""
-    import torch
     from trl import GRPOConfig
 
     from open_r1.cache_features import FeatureCache
@@ -121,6 +123,7 @@ def measure(args: argparse.Namespace) -> dict:
     from open_r1.trainer.grpo_trainer import Efficiency, HumanOmniGRPOTrainer
     from open_r1.training import ModelArguments, load_for_training
 
+    rates = [machine_rates()]
     folder, chosen = Path(args.folder), VARIANTS[args.worker]
     cached = "feature_cache" in chosen
     efficiency = Efficiency(**{switch: switch in chosen for switch in SWITCHES})
@@ -135,7 +138,7 @@ def measure(args: argparse.Namespace) -> dict:
             num_generations=args.group,
             max_completion_length=args.new_tokens,
             generation_kwargs={"min_new_tokens": args.new_tokens},
-            max_steps=args.steps + 1,
+            max_steps=args.steps + 2,
             learning_rate=1e-4,
             lr_scheduler_type="constant",
             beta=0.04,
@@ -159,19 +162,21 @@ def measure(args: argparse.Namespace) -> dict:
     tokens = TokenCount()
     for net in (trainer.model, trainer.ref_model):
         net.model.layers[0].register_forward_pre_hook(tokens, with_kwargs=True)
-    clock = StepClock(tokens, trainer, efficiency)
+    clock = StepClock(tokens, trainer, efficiency, timed=args.steps)
     trainer.add_callback(clock)
     trainer.efficiency = Efficiency()
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    rates.append(machine_rates())
     return {
-        "rows": clock.rows[1:],
+        "rows": clock.rows[1:-1],
+        "flops": clock.flops.get_total_flops(),
         "loss": logged[1]["loss"],
         "gradient": logged[1]["grad_norm"],
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "phases": floor_phases(model.config, processor, args, towers=not cached),
-        "rate": matrix_rate(torch),
-        "bandwidth": reading_rate(torch),
+        "rate": statistics.median(rate for matrix, _ in rates for rate in matrix),
+        "bandwidth": statistics.median(rate for _, reading in rates for rate in reading),
     }
 
 
@@ -192,23 +197,37 @@ class TokenCount:
 
 
 class StepClock(TrainerCallback):
-    """Seconds, clips and tokens of each step up to the optimiser, and the optimiser's seconds."""
+    """Seconds, clips and tokens of each step up to the optimiser, the optimiser's seconds, the last step's FLOPs."""
 
-    def __init__(self, tokens: TokenCount, trainer, efficiency):
-        """`efficiency` is the trainer's after its first step."""
-        self.tokens, self.trainer, self.efficiency, self.rows = tokens, trainer, efficiency, []
+    def __init__(self, tokens: TokenCount, trainer, efficiency, timed: int):
+        """`efficiency` is the trainer's after its first step; after `timed` more, one is counted."""
+        from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+        self.tokens, self.trainer, self.efficiency, self.timed, self.rows = tokens, trainer, efficiency, timed, []
+        aten = torch.ops.aten
+        on_a_cpu = {
+            aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+                lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+            ),
+        }
+        self.flops = FlopCounterMode(display=False, custom_mapping=on_a_cpu)
 
     def now(self) -> tuple:
         return time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total
 
-    def on_step_begin(self, *args, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1 + self.timed:
+            self.flops.__enter__()
         self.mark = self.now()
 
-    def on_pre_optimizer_step(self, *args, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
         names = ("seconds", "cpu", "clips", "tokens")
         self.rows.append({name: new - old for name, new, old in zip(names, self.now(), self.mark, strict=True)})
+        if state.global_step == 1 + self.timed:
+            self.flops.__exit__(None, None, None)
 
-    def on_step_end(self, *args, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         self.rows[-1]["optimiser"] = time.perf_counter() - self.mark[0] - self.rows[-1]["seconds"]
         self.trainer.efficiency = self.efficiency
 
@@ -259,27 +278,21 @@ def projector_flops(config) -> float:
     return 2 * (2 * branch + face) + 2 * config.tokens_per_audio * hidden * (config.audio_hidden_size + hidden)
 
 
-def matrix_rate(torch) -> float:
-    """FLOPs a second of a float32 matrix product of the language model's shape, the best of five."""
-    left, right = torch.randn(1024, 896), torch.randn(896, 4864)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(4):
-            left @ right
-        best = min(best, (time.perf_counter() - start) / 4)
-    return 2 * 1024 * 896 * 4864 / best
+def machine_rates(seconds: float = 2.0) -> tuple[list[float], list[float]]:
+    """FLOPs a second of float32 products of the language model's shape, and bytes a second of sums; many of each."""
+    left, right, numbers = torch.randn(1024, 896), torch.randn(896, 4864), torch.ones(2**26)
+    products = [2 * left.numel() * right.shape[1] / taken for taken in timings(lambda: left @ right, seconds)]
+    return products, [numbers.nbytes / taken for taken in timings(numbers.sum, seconds)]
 
 
-def reading_rate(torch) -> float:
-    """Bytes a second that a sum over a large tensor reads, the best of five."""
-    numbers = torch.ones(2**26)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        numbers.sum()
-        best = min(best, time.perf_counter() - start)
-    return 4 * 2**26 / best
+def timings(work: Callable[[], object], seconds: float) -> list[float]:
+    """How long `work` takes, again and again for so many seconds."""
+    taken, start = [], time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        begun = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begun)
+    return taken
 
 
 COLUMNS = (
@@ -290,6 +303,7 @@ COLUMNS = (
     "optimiser s",
     "clips through towers",
     "LM tokens",
+    "TFLOP",
     "peak GB",
     "loss",
     "gradient norm",
@@ -299,14 +313,14 @@ COLUMNS = (
 
 
 def row(name: str, group: list[dict], runs: dict[str, list[dict]]) -> str:
-    """A variant's line: medians over its steps, against the first variant's; the rates are the best of all `runs`."""
+    """A variant's line: medians over its steps, against the first variant's; the floor is at its own rates."""
 
     def median(of: list[dict], field: str) -> float:
         return statistics.median(step[field] for run in of for step in run["rows"])
 
-    rate, bandwidth = best_rates(runs)
     seconds = median(group, "seconds")
-    floor = sum(max(flops / rate, size / bandwidth) for flops, size in group[0]["phases"])
+    rates = [statistics.median(run[kind] for run in group) for kind in ("rate", "bandwidth")]
+    floor = sum(max(flops / rates[0], size / rates[1]) for flops, size in group[0]["phases"])
     step = group[0]["rows"][0]
     cells = (
         name,
@@ -316,6 +330,7 @@ def row(name: str, group: list[dict], runs: dict[str, list[dict]]) -> str:
         f"{median(group, 'optimiser'):.2f}",
         step["clips"],
         step["tokens"],
+        f"{group[0]['flops'] / 1e12:.2f}",
         f"{max(run['peak'] for run in group):.1f}",
         f"{group[0]['loss']:.6f}",
         f"{group[0]['gradient']:.5f}",
@@ -325,18 +340,15 @@ def row(name: str, group: list[dict], runs: dict[str, list[dict]]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def best_rates(runs: dict[str, list[dict]]) -> tuple[float, float]:
-    done = [run for group in runs.values() for run in group]
-    return max(run["rate"] for run in done), max(run["bandwidth"] for run in done)
-
-
 def report(runs: dict[str, list[dict]], args: argparse.Namespace) -> str:
     """The table, in Markdown."""
-    rate, bandwidth = best_rates(runs)
+    done = [run for group in runs.values() for run in group]
+    products, reading = ([run[kind] / 1e9 for run in done] for kind in ("rate", "bandwidth"))
     return "\n".join(
         [
             f"{args.geometry} geometry, G = {args.group}, {args.new_tokens} new tokens, {os.cpu_count()} cores, "
-            f"float32; matrix products {rate / 1e9:.0f} GFLOP/s, reading {bandwidth / 1e9:.0f} GB/s",
+            f"float32; matrix products {min(products):.0f} to {max(products):.0f} GFLOP/s, "
+            f"reading {min(reading):.0f} to {max(reading):.0f} GB/s",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|---" * len(COLUMNS) + "|",

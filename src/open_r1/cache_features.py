@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 BAD_CLIPS = "bad_clips.jsonl"
-STORED_DTYPES = ("float16", "bfloat16")
+STORED_DTYPES = ("float16", "bfloat16", "float32")
 TOWER_FIELDS = ("mm_vision_tower", "mm_audio_tower")
 # What config files say about the library that wrote them, which changes nothing in the features.
 WRITER_FIELDS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -421,7 +421,7 @@ def cache_features(
 
     Args:
         prompt_style: decides, as in training, whether a video's sound is heard where only its picture is tagged.
-        dtype: of the stored features, `float16` or `bfloat16`; the towers run in what suits `device`.
+        dtype: of the stored features, one of `STORED_DTYPES`; the towers run in what suits `device`.
         batch_size: clips that go through the towers at once.
         num_workers: threads that decode clips, ahead of the towers.
         shard_size: clips in one file.
