@@ -39,7 +39,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from humanomni.errors import HumanOmniError, MediaError
+from humanomni.errors import HumanOmniError, MediaError, exit_status
 from humanomni.loading import DTYPES, resolve_device, resolve_dtype
 from humanomni.processing import HumanOmniProcessor
 from humanomni.prompts import MODAL_TAGS
@@ -646,7 +646,8 @@ def main(argv: list[str] | None = None) -> int:
     device = args.device
     if device == "auto" and torch.cuda.device_count() > 1:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    try:
+
+    def program() -> None:
         processor = HumanOmniProcessor.from_pretrained(
             args.model_path, vision_tower=args.vision_tower, audio_tower=args.audio_tower, bert_model=args.bert_model
         )
@@ -665,11 +666,9 @@ def main(argv: list[str] | None = None) -> int:
             rank=rank,
             world_size=world_size,
         )
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report if world_size == 1 else f"process {rank} of {world_size}: {report}")
-    return 0
+        print(report if world_size == 1 else f"process {rank} of {world_size}: {report}")
+
+    return exit_status(program)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

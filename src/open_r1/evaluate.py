@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import TrlParser
 
 from humanomni import HumanOmniProcessor, HumanOmniQwen2ForCausalLM
-from humanomni.errors import HumanOmniError
+from humanomni.errors import HumanOmniError, exit_status
 from humanomni.loading import ATTENTION, resolve_device, resolve_dtype
 from humanomni.modeling import find_checkpoint
 from humanomni.processing import ASPECT_RATIOS
@@ -183,16 +183,15 @@ class _Parser(TrlParser):
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 for a mistake of the user's."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=os.environ.get("LOG_LEVEL", "WARNING"))
-    try:
+
+    def program() -> None:
         arguments = parse_arguments(argv)
         synonyms = read_synonyms(arguments.label_map) if arguments.label_map else SYNONYMS
         runs = score_files(arguments, synonyms) if arguments.predictions else evaluate(arguments, synonyms)
         if runs:
             report_all(Path(arguments.output_dir), runs)
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(program)
 
 
 def parse_arguments(argv: list[str] | None) -> EvaluateArguments:

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from humanomni.errors import HumanOmniError, MediaError
+from humanomni.errors import HumanOmniError, MediaError, exit_status
 from humanomni.prompts import DEFAULT_INSTRUCT, EMOTION_QUESTION
 from open_r1 import labels
 from open_r1.metrics import parse_answer
@@ -94,13 +94,7 @@ class Listing:
 def main(argv=None):
     """Runs the command line; returns the exit status: 0, or 2 for a mistake of the user's."""
     args = parse_arguments(argv)
-    try:
-        report = args.run(args)
-    except HumanOmniError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report)
-    return 0
+    return exit_status(lambda: print(args.run(args)))
 
 
 def parse_arguments(argv):
