@@ -458,28 +458,32 @@ def run(main: Callable[[], None]) -> None:
     for message, category in NOISE:
         warnings.filterwarnings("ignore", message, category)
     logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not" not in str(record.msg))
+    status = 0
     try:
         main()
     except HumanOmniError as error:
         logger.debug("the mistake in full", exc_info=error)
         start = "\n" if int(os.environ.get("RANK", 0)) > 0 else ""  # the first process's bar may stand on this line
         tqdm.write(f"{start}error: {_last_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
     if dist.is_initialized():
-        leave()
+        leave(status)
+    if status:
+        sys.exit(status)
 
 
-def leave() -> NoReturn:
+def leave(status: int = 0) -> NoReturn:
     """Ends a process of a distributed run: exit functions as ever, but no teardown of the interpreter.
 
     A thread of gloo's frees the tensors of the last exchange when it gets to it. Where the interpreter is being torn
     down by then, the thread cannot have its lock and aborts the process: a finished run, reported as failed.
     """
-    dist.destroy_process_group()
+    if status == 0:  # after a mistake the group would wait for processes that do not know of it
+        dist.destroy_process_group()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _last_line(error: HumanOmniError) -> str:
