@@ -6,15 +6,15 @@
 #
 #   --output DIR     where all of it goes (outputs/mini, or outputs/mini_smoke)
 #   --seeds "0 1 2"  full chains to run, towers included, for a mean and a spread ("0")
-#   --control "0"    seeds of which the cold start is also run with an unbiased writer ("0"; "" for none)
+#   --control "0"    seeds of which cold start and RLVR are also run with an unbiased writer (none)
 # Stages that have finished are skipped, one that was interrupted goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-smoke= output= seeds=0 control=0
+smoke= output= seeds=0 control=
 while [ $# -gt 0 ]; do
   case "$1" in
-    --smoke) smoke=1 control= ;;
+    --smoke) smoke=1 ;;
     --output | --seeds | --control)
       [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2; exit 2; }
       declare "${1#--}=$2"
