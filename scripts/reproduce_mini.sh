@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole experiment in miniature, on a CPU: a drawn world, four models, and their table (docs/miniature.md).
 #
-#   bash scripts/reproduce_mini.sh             one seed, 2 cores: under 45 minutes
+#   bash scripts/reproduce_mini.sh             one seed, 2 cores: 42 minutes
 #   bash scripts/reproduce_mini.sh --smoke     a few steps of everything, to try the code: about 3 minutes
 #
 #   --output DIR     where all of it goes (outputs/mini, or outputs/mini_smoke)
