@@ -8,7 +8,6 @@ often it is right is told by the table in docs/miniature.md.
 
 import argparse
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from open_r1.mini.results import Chain
 from open_r1.mini.texts import conversation
 from open_r1.mini.world import NOTE, read_scenes
 from open_r1.prediction_files import write_json
+from open_r1.run_record import git_state
 
 MODEL = "R1-Omni"
 SHOWN = [("mini_dfew", kind) for kind in KINDS] + [("mini_ravdess", "conflict")]
@@ -65,9 +65,7 @@ def bundle(chain: Path, output: Path) -> None:
         processor.save_pretrained(folder)
         for file in folder.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        commit = (git_state(Path(__file__).parent) or {}).get("revision", "")
         commands = [
             f"bash scripts/reproduce_mini.sh --seeds {chain.name.removeprefix('seed_')}",
             f"python -m open_r1.mini.bundle outputs/mini/{chain.name} assets/mini",
