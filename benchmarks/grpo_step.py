@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -201,8 +202,6 @@ class StepClock(TrainerCallback):
 
     def __init__(self, tokens: TokenCount, trainer, efficiency, timed: int):
         """`efficiency` is the trainer's after its first step; after `timed` more, one is counted."""
-        from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-
         self.tokens, self.trainer, self.efficiency, self.timed, self.rows = tokens, trainer, efficiency, timed, []
         aten = torch.ops.aten
         on_a_cpu = {
@@ -216,18 +215,21 @@ class StepClock(TrainerCallback):
     def now(self) -> tuple:
         return time.perf_counter(), time.process_time(), self.trainer.tower_clips, self.tokens.total
 
+    def counts(self, state) -> bool:
+        return state.global_step == 1 + self.timed
+
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == 1 + self.timed:
+        if self.counts(state):
             self.flops.__enter__()
         self.mark = self.now()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         names = ("seconds", "cpu", "clips", "tokens")
         self.rows.append({name: new - old for name, new, old in zip(names, self.now(), self.mark, strict=True)})
-        if state.global_step == 1 + self.timed:
+        if self.counts(state):
             self.flops.__exit__(None, None, None)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, *args, **kwargs):
         self.rows[-1]["optimiser"] = time.perf_counter() - self.mark[0] - self.rows[-1]["seconds"]
         self.trainer.efficiency = self.efficiency
 
